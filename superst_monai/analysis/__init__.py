@@ -1,0 +1,1 @@
+"""What users compute from maps and sections, with figures."""

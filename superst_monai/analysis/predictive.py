@@ -1,0 +1,176 @@
+"""How probable observed counts are under a mixture of negative binomials: likelihood, PIT, coverage and quantiles.
+
+The mixture has one component a posterior sample, N in all, weighted equally. A component is written as torch writes it:
+mean = total_count * exp(logits), chance of counting on p = sigmoid(logits), so that
+P(X = 0) = (1 - p)^total_count and P(X <= x) = I_{1-p}(total_count, x + 1), the regularised incomplete beta function.
+Parameters are `(N, S, G)` (logits any shape that broadcasts to it); memory is that of a few `(S, G)` arrays, so pass
+a few genes at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc, expit, gammaln, log_expit
+
+from superst_monai.errors import RunError, ShapeError
+
+Floats = NDArray[np.float64]
+
+
+class CountScores(NamedTuple):
+    """What the mixture says of each observed count, all `(S, G)`; their PIT lies in [lower, upper]."""
+
+    log_mass: Floats  # log P(X = x) [nats]
+    lower: Floats  # P(X < x)
+    upper: Floats  # P(X <= x)
+
+
+def score_counts(observed: NDArray[Any], total_count: NDArray[Any], logits: NDArray[Any]) -> CountScores:
+    """Score counts by their probability and distribution function under the mixture.
+
+    Args:
+        observed: counts `(S, G)`.
+        total_count: parameter `(N, S, G)`, not negative; 0 puts all mass on zero.
+        logits: parameter, broadcasts to `(N, S, G)`.
+
+    Raises:
+        ShapeError: the three do not fit each other.
+        RunError: a parameter is not finite or a total count is negative.
+    """
+    observed = np.asarray(observed, dtype=np.float64)
+    some = observed > 0
+    x = observed[some]  # (M,), the counts that need the beta function
+    below = np.zeros(x.shape)
+    log_mass = np.full(observed.shape, -np.inf)
+    n_samples = len(total_count)
+    for size, logit in _samples(total_count, logits, observed.shape):
+        term = size * log_expit(-logit)  # (S, G), log P(X = 0)
+        r, odds = size[some], logit[some]
+        term[some] += gammaln(x + r) - gammaln(x + 1) - gammaln(r) + x * log_expit(odds)
+        np.logaddexp(log_mass, term, out=log_mass)
+        below += betainc(r, x, expit(-odds))
+    log_mass -= np.log(n_samples)
+    lower = np.zeros(observed.shape)
+    lower[some] = np.minimum(below / n_samples, 1.0)
+    return CountScores(log_mass, lower, np.minimum(lower + np.exp(log_mass), 1.0))
+
+
+def nb_log_likelihood(observed: NDArray[Any], total_count: NDArray[Any], logits: NDArray[Any]) -> Floats:
+    """Log of the mean over samples of the probability of each count `(S, G)` [nats]; arguments of `score_counts`."""
+    return score_counts(observed, total_count, logits).log_mass
+
+
+def randomised_pit(
+    observed: NDArray[Any], total_count: NDArray[Any], logits: NDArray[Any], rng: np.random.Generator
+) -> Floats:
+    """Draw the probability integral transform of each count `(S, G)`, uniform on [0, 1] if the mixture is right.
+
+    Source: Czado, Gneiting & Held 2009, doi:10.1111/j.1541-0420.2009.01191.x, Section 2.1: u = F(x - 1) +
+    v (F(x) - F(x - 1)) with v uniform. Arguments of `score_counts`, and the generator of v.
+    """
+    scores = score_counts(observed, total_count, logits)
+    return scores.lower + rng.random(scores.lower.shape) * (scores.upper - scores.lower)
+
+
+def coverage(lower: Floats, upper: Floats, levels: Sequence[float]) -> Floats:
+    """How far central predictive intervals cover the counts, exactly and without random numbers.
+
+    A discrete law has no interval of exactly 90 %. The randomised PIT has: it is uniform on [lower, upper], and is
+    uniform on [0, 1] if the law is right. The chance that it falls in the central interval [(1 - level) / 2,
+    (1 + level) / 2] is the share of [lower, upper] in there; this is returned, so its mean over counts is the
+    level if the law is right.
+
+    Args:
+        lower: P(X < x), any shape `(...)`.
+        upper: P(X <= x) `(...)`.
+        levels: nominal coverages in (0, 1), L of them.
+
+    Returns:
+        Chances `(L, ...)`. A count of probability 0 (in floating point) is inside or outside as a whole.
+
+    Raises:
+        ShapeError: lower and upper differ in shape.
+        RunError: a level lies outside (0, 1).
+    Source: the non-randomised PIT of Czado, Gneiting & Held 2009, doi:10.1111/j.1541-0420.2009.01191.x, Eq. 2.
+    """
+    if lower.shape != upper.shape:
+        raise ShapeError(f"lower and upper must have one shape, got {lower.shape} and {upper.shape}; pass both ends.")
+    level = _probabilities(levels, "levels").reshape(-1, *(1,) * lower.ndim)
+    low, high = (1 - level) / 2, (1 + level) / 2
+    width = upper - lower
+    overlap = (np.minimum(upper, high) - np.maximum(lower, low)).clip(0, None)
+    point = (low <= lower) & (upper <= high)
+    return np.asarray(np.where(width > 0, overlap / np.where(width > 0, width, 1.0), point))
+
+
+def nb_quantiles(total_count: NDArray[Any], logits: NDArray[Any], q: Sequence[float]) -> NDArray[np.int64]:
+    """Quantiles of the mixture: the least integer x with P(X <= x) >= q, by bisection of all entries at once.
+
+    Args:
+        total_count: parameter `(N, S, G)`, not negative.
+        logits: parameter, broadcasts to `(N, S, G)`.
+        q: probabilities in (0, 1), Q of them.
+
+    Returns:
+        Counts `(Q, S, G)`.
+
+    Raises:
+        ShapeError: the parameters do not fit each other.
+        RunError: a probability lies outside (0, 1), or a parameter is not finite or negative.
+    """
+    wanted = _probabilities(q, "q")[:, None, None]
+    parameters = list(_samples(total_count, logits, np.shape(total_count)[1:]))
+
+    def cdf(x: Floats) -> Floats:
+        values = sum(betainc(size, x + 1.0, expit(-logit)) for size, logit in parameters)
+        return np.where(x < 0, 0.0, np.asarray(values) / len(parameters))
+
+    mean = np.maximum.reduce([size * np.exp(logit) for size, logit in parameters])
+    high = np.broadcast_to(np.ceil(mean) + 1.0, (len(wanted), *mean.shape)).copy()  # (Q, S, G)
+    while (short := cdf(high) < wanted).any():
+        high[short] *= 2
+    low = np.full(high.shape, -1.0)
+    while (high - low > 1).any():
+        middle = np.floor((low + high) / 2)
+        enough = cdf(middle) >= wanted
+        high, low = np.where(enough, middle, high), np.where(enough, low, middle)
+    return high.astype(np.int64)
+
+
+def _samples(
+    total_count: NDArray[Any], logits: NDArray[Any], shape: tuple[int, ...]
+) -> Iterator[tuple[Floats, Floats]]:
+    """Check the parameters and yield those of each posterior sample, float64 `(S, G)`."""
+    total_count, logits = np.asarray(total_count), np.asarray(logits)
+    if total_count.ndim != 3 or len(total_count) == 0 or total_count.shape[1:] != tuple(shape):
+        raise ShapeError(
+            f"total_count must be (N, S, G) with at least one sample and (S, G) = {tuple(shape)} as the counts, "
+            f"got {total_count.shape}; take both from the same spots and genes."
+        )
+    try:
+        every = np.broadcast_to(logits, total_count.shape)
+    except ValueError as exc:
+        raise ShapeError(
+            f"logits must broadcast to total_count {total_count.shape}, got {logits.shape}; "
+            "insert the axis of spots: logits[:, None, :]."
+        ) from exc
+    n_bad = int((~np.isfinite(total_count)).sum() + (total_count < 0).sum() + (~np.isfinite(logits)).sum())
+    if n_bad:
+        raise RunError(
+            f"total_count must be finite and not negative and logits finite, got {n_bad} that are not; "
+            "use a checkpoint from before the training diverged."
+        )
+    for size, logit in zip(total_count, every, strict=True):
+        yield size.astype(np.float64), logit.astype(np.float64)
+
+
+def _probabilities(values: Sequence[float], name: str) -> Floats:
+    """Return probabilities as an array `(L,)`, refusing those outside (0, 1)."""
+    array = np.asarray(values, dtype=np.float64)
+    if not ((array > 0) & (array < 1)).all():
+        raise RunError(f"{name} must lie in (0, 1), got {list(values)}; write 90 % as 0.9.")
+    return array

@@ -1,0 +1,1 @@
+"""The command `superst`: parse and call, nothing else."""

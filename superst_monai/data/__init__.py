@@ -1,0 +1,1 @@
+"""Slides, assays and sections: everything that is read and the store that is written."""

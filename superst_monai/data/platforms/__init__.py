@@ -1,0 +1,1 @@
+"""One reader a platform: counts and spot geometry as an Assay."""

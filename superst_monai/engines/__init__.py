@@ -1,0 +1,1 @@
+"""Training: data, MONAI engines, handlers and the run folder."""

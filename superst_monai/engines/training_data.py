@@ -1,0 +1,225 @@
+"""Everything that training takes from the sections: genes, patches, conditions, first values and held-out spots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from monai.data import Dataset
+from numpy.typing import NDArray
+from scipy import sparse
+
+from superst_monai.data.section import Section
+from superst_monai.data.store import read_section
+from superst_monai.engines.genes import select_genes
+from superst_monai.engines.holdout import held_out_blocks
+from superst_monai.errors import ResolutionError, RunError
+from superst_monai.model.first_values import fit_baseline, set_first_values
+from superst_monai.model.metagenes import factorised_profiles
+from superst_monai.model.objective import FusionVAE
+from superst_monai.transforms.labels import spot_labels
+from superst_monai.transforms.patches import PatchDataset, training_chain, validation_chain
+from superst_monai.transforms.sampling import share_items
+from superst_monai.transforms.sources import PatchKey, PatchSource
+from superst_monai.types import Key
+
+
+class TrainingData:
+    """Prepared sections at one resolution, ready for the trainer.
+
+    Args:
+        sections: stores written by `superst prepare`, or sections in memory.
+        base_dir: folder that relative paths start from.
+        mpp: working resolution [um/px]; None takes the finest at which a spot is `spot_px` pixels wide, at least the
+            resolution of the stores.
+        spot_px: width of the smallest spot at the resolution that `mpp=None` chooses [px].
+        covariates: column of the spot table that holds each covariate, for example `{"section": "section"}`.
+        patch_px: side of a patch [px].
+        min_counts: least UMIs of a gene over all sections.
+        exclude_genes: regular expression of gene names to leave out.
+        val_share: share of the spots held out to watch training.
+        val_block: held-out spots in one block.
+        augmentation: arguments of `training_chain` that differ from its own.
+        seed: of the held-out spots, the patches and the factorisation.
+
+    Raises:
+        RunError: no sections, sections without counts, or covariates that they do not have.
+        ResolutionError: `mpp` is finer than a section.
+    """
+
+    def __init__(
+        self,
+        sections: Sequence[str | Path | Section],
+        *,
+        base_dir: str | Path = ".",
+        mpp: float | None = None,
+        spot_px: float = 6.4,
+        covariates: Mapping[str, str] | None = None,
+        patch_px: int = 96,
+        min_counts: int = 50,
+        exclude_genes: str = r"(?i)(mt-|rp[ls])",
+        val_share: float = 0.1,
+        val_block: int = 4,
+        augmentation: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not sections:
+            raise RunError("training needs at least one section, got none; name the stores of `superst prepare`.")
+        loaded = [s if isinstance(s, Section) else read_section(Path(base_dir) / s) for s in sections]
+        _check_counts(loaded)
+        self.mpp = choose_mpp(loaded, spot_px) if mpp is None else mpp
+        coarse = [s for s in loaded if s.mpp > self.mpp * (1 + 1e-6)]
+        if coarse:
+            raise ResolutionError(
+                f"training at {self.mpp:g} um/px needs sections at least that fine, but "
+                + ", ".join(f"{s.name} has {s.mpp:g}" for s in coarse)
+                + "; prepare them again with a smaller --mpp, or train with a larger --mpp."
+            )
+        self.sections = [s.at(self.mpp) for s in loaded]
+        self.seed = seed
+        self.patch_px = patch_px
+        self.augmentation = dict(augmentation or {})
+        self.genes = select_genes(self.sections, min_counts=min_counts, exclude=exclude_genes)
+        self.covariate_columns = dict(covariates or {})
+        self.levels = section_levels(self.sections, self.covariate_columns)
+        rng = np.random.default_rng(seed)
+        self.held_out = [
+            held_out_blocks(s.spots[["x_um", "y_um"]].to_numpy(np.float64), val_share, block=val_block, rng=rng)
+            for s in self.sections
+        ]
+
+    @property
+    def n_genes(self) -> int:
+        """G."""
+        return len(self.genes)
+
+    @property
+    def n_sections(self) -> int:
+        """Number of training sections."""
+        return len(self.sections)
+
+    @property
+    def covariates(self) -> dict[str, list[str]]:
+        """Known levels of each covariate, sorted."""
+        return {c: sorted({v for v in found if v is not None}) for c, found in self.levels.items()}
+
+    @cached_property
+    def counts(self) -> list[sparse.csr_matrix]:
+        """Counts of the modelled genes on each section, `(S, G)`."""
+        return [s.counts[:, s.genes.index.get_indexer(self.genes.index)].tocsr() for s in self.sections]
+
+    @cached_property
+    def _labels(self) -> list[NDArray[np.int64]]:
+        return [spot_labels(s) for s in self.sections]
+
+    def _sources(self, *, training: bool) -> list[PatchSource]:
+        """Sections with the labels of the training spots, or of the held-out ones, alone."""
+        sources = []
+        for section, label, counts, blocks in zip(self.sections, self._labels, self.counts, self.held_out, strict=True):
+            keep = np.ones(section.n_spots + 2, dtype=bool)
+            hidden = np.concatenate(blocks) + 1 if blocks else np.empty(0, dtype=np.int64)
+            keep[hidden] = False
+            if not training:
+                keep = ~keep
+                keep[0] = True
+            sources.append(PatchSource.from_arrays(section.image, np.where(keep[label], label, 0), section.tissue, counts))
+        return sources
+
+    @cached_property
+    def n_patches(self) -> int:
+        """N, patches after which each spot has been seen once on average.
+
+        A patch centred on a random tissue pixel holds, whole, the spots whose centre lies within half a patch less
+        a spot radius; N is the number of spots over the mean of that number over the tissue.
+        """
+        whole = 0.0
+        for section in self.sections:
+            xy = section.spots[["x_um", "y_um"]].to_numpy() / self.mpp
+            reach = max(1.0, self.patch_px / 2 - section.spots["radius_um"].mean() / self.mpp)
+            inside = np.zeros(np.add(section.tissue.shape, 1))
+            row, col = (np.clip(np.round(xy[:, [1, 0]]).astype(int), 0, np.array(section.tissue.shape) - 1)).T
+            np.add.at(inside, (row + 1, col + 1), 1.0)
+            inside = inside.cumsum(0).cumsum(1)  # integral image of spot centres
+            y, x = np.nonzero(section.tissue)
+            low_y, low_x = np.maximum(y - int(reach), 0), np.maximum(x - int(reach), 0)
+            high_y = np.minimum(y + int(reach), section.tissue.shape[0])
+            high_x = np.minimum(x + int(reach), section.tissue.shape[1])
+            near = inside[high_y, high_x] - inside[low_y, high_x] - inside[high_y, low_x] + inside[low_y, low_x]
+            whole += near.sum()
+        pixels = sum(int(s.tissue.sum()) for s in self.sections)
+        return max(1, round(sum(s.n_spots for s in self.sections) * pixels / max(whole, 1.0)))
+
+    def training_set(self, *, batch_size: int, min_steps: int = 10) -> PatchDataset:
+        """Patches of one epoch of the trainer: whole batches, at least `min_steps` of them and N patches."""
+        sources = self._sources(training=True)
+        items = batch_size * max(min_steps, math.ceil(self.n_patches / batch_size))
+        sections = share_items([s.tissue_area_px for s in sources], items)
+        return PatchDataset(training_chain(sources, size=self.patch_px, **self.augmentation), sections, self.seed)
+
+    def validation_set(self) -> Dataset:
+        """One patch round each block of held-out spots, unchanged; only these spots are labelled."""
+        sources = self._sources(training=False)
+        items = []
+        for index, (section, blocks) in enumerate(zip(self.sections, self.held_out, strict=True)):
+            xy = section.spots[["x_um", "y_um"]].to_numpy() / self.mpp
+            for rows in blocks:
+                col, row = xy[rows].mean(axis=0)
+                items.append({Key.SECTION: index, PatchKey.ROW: int(row), PatchKey.COL: int(col)})
+        return Dataset(items, validation_chain(sources, size=self.patch_px))
+
+    def set_first_values(self, network: FusionVAE) -> None:
+        """Write conditions, baselines, profiles and scale into a freshly built network."""
+        stacked = sparse.vstack(self.counts, format="csr")
+        section = np.repeat(np.arange(self.n_sections), [c.shape[0] for c in self.counts])
+        profiles = factorised_profiles(stacked, section, network.arch.n_metagenes, seed=self.seed)
+        network.generative.set_conditions(self.levels)
+        set_first_values(network, fit_baseline(stacked), profiles, spot_area_px=self.spot_area_px)
+
+    @property
+    def spot_area_px(self) -> float:
+        """Mean area of a spot at the working resolution [px], at least 1."""
+        sizes = [np.bincount(lb.ravel(), minlength=s.n_spots + 2)[1:-1] for lb, s in zip(self._labels, self.sections, strict=True)]
+        return max(1.0, float(np.concatenate(sizes).mean()))
+
+
+def _check_counts(sections: Sequence[Section]) -> None:
+    """Refuse sections without counts and names that stand twice."""
+    empty = [s.name for s in sections if not s.has_counts]
+    if empty:
+        raise RunError(f"training sections need counts, but {', '.join(empty)} hold a slide alone; leave them out.")
+
+
+def choose_mpp(sections: Sequence[Section], spot_px: float) -> float:
+    """Resolution at which the smallest spot is `spot_px` pixels wide, but no finer than any section [um/px]."""
+    smallest = min(2.0 * float(s.spots["radius_um"].min()) for s in sections)
+    return max(smallest / spot_px, *(s.mpp for s in sections), 0.0)
+
+
+def section_levels(sections: Sequence[Section], columns: Mapping[str, str]) -> dict[str, list[str | None]]:
+    """Level of each covariate on each section; None where the section does not say.
+
+    Raises:
+        RunError: no section has the column, or a section holds several levels.
+    """
+    found: dict[str, list[str | None]] = {}
+    faults = []
+    for name, column in columns.items():
+        levels: list[str | None] = []
+        for section in sections:
+            values = section.spots[column].dropna().astype(str) if column in section.spots else pd.Series(dtype=str)
+            values = values[values != ""].unique()
+            if len(values) > 1:
+                faults.append(f"{name}: column {column} of {section.name} holds {len(values)} levels, not one")
+            levels.append(str(values[0]) if len(values) else None)
+        if not any(levels):
+            have = ", ".join(sections[0].spots.columns)
+            faults.append(f"{name}: no section has a column {column} (the first has {have})")
+        found[name] = levels
+    if faults:
+        raise RunError("a covariate is one level a section: " + "; ".join(faults) + ". Pass --covariate NAME=COLUMN.")
+    return found

@@ -1,0 +1,1 @@
+"""From a slide to posterior maps, and every gene derived from them."""

@@ -1,0 +1,1 @@
+"""The generative model, its guide and the objective."""

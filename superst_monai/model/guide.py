@@ -1,0 +1,74 @@
+"""The guide q: latent variables from the image alone, mean-field globals, relaxed conditions."""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro import poutine
+from torch import Tensor, nn
+
+from superst_monai.model.generative import Architecture, Batch, GenerativeModel
+from superst_monai.networks.encoder import Encoder
+from superst_monai.types import Site
+
+
+class MeanField(nn.Module):
+    """Independent normals over a matrix `(rows, G)`, `mean` and `log_sd` learned."""
+
+    def __init__(self, rows: int, n_genes: int, *, sd: float) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(rows, n_genes))
+        self.log_sd = nn.Parameter(torch.full((rows, n_genes), sd).log())
+
+    def law(self) -> dist.Normal:
+        """The distribution, every entry its own."""
+        return dist.Normal(self.mean, self.log_sd.exp())
+
+
+class Guide(nn.Module):
+    """Variational posterior with the same sites as the model.
+
+    Args:
+        arch: sizes and layers.
+        first_sd: first posterior standard deviation of profiles and effects.
+    """
+
+    def __init__(self, arch: Architecture, *, first_sd: float = 0.05) -> None:
+        super().__init__()
+        self.arch = arch
+        self.encoder = Encoder(arch.depth, arch.width, norm=arch.norm, act=arch.act)
+        self.profile = MeanField(arch.n_metagenes, arch.n_genes, sd=first_sd)
+        levels = {name: len(known) for name, known in arch.covariates.items()}
+        self.rate_effect = nn.ModuleDict({c: MeanField(j, arch.n_genes, sd=first_sd) for c, j in levels.items()})
+        self.logit_effect = nn.ModuleDict({c: MeanField(j, arch.n_genes, sd=first_sd) for c, j in levels.items()})
+        self.condition_logits = nn.ParameterDict(
+            {c: nn.Parameter(torch.zeros(arch.n_sections, j)) for c, j in levels.items()}
+        )
+
+    def forward(self, batch: Batch, n_patches: int, model: GenerativeModel) -> None:
+        """Draw every latent site of `model` for a batch.
+
+        Args:
+            batch: patches.
+            n_patches: N, patches in one epoch.
+            model: tells which metagenes are active and which conditions unknown.
+        """
+        size = batch.image.shape[0]
+        with poutine.scale(scale=size / n_patches):
+            self.draw_globals(model)
+        with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=model.bfloat16):
+            found: list[tuple[Tensor, Tensor]] = self.encoder(batch.image)
+        with pyro.plate("patch", size):
+            for d, (mean, sd) in enumerate(found):
+                pyro.sample(f"{Site.LATENT}_{d}", dist.Normal(mean, sd).to_event(3))
+
+    def draw_globals(self, model: GenerativeModel) -> None:
+        """Draw profiles, effects and unknown conditions."""
+        pyro.sample(Site.PROFILE, self.profile.law().mask(model.active[:, None]).to_event(2))
+        for name in self.arch.covariates:
+            pyro.sample(f"{Site.RATE_EFFECT}_{name}", self.rate_effect[name].law().to_event(2))
+            pyro.sample(f"{Site.LOGIT_EFFECT}_{name}", self.logit_effect[name].law().to_event(2))
+            if model.has_unknown(name):
+                law = dist.OneHotCategoricalStraightThrough(logits=self.condition_logits[name])
+                pyro.sample(f"{Site.CONDITION}_{name}", law.mask(model.unknown(name)).to_event(1))

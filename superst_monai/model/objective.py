@@ -1,0 +1,107 @@
+"""The objective: negative evidence lower bound per patch [nat], with its parts told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from superst_monai.model.generative import Architecture, Batch, GenerativeModel
+from superst_monai.model.guide import Guide
+from superst_monai.networks.encoder import Factory
+from superst_monai.types import Site
+
+PARTS = ("image", "expression", "kl_local", "kl_global")
+"""Names of the objective's parts, in the order in which they are logged."""
+
+
+class _PartsELBO(TraceMeanField_ELBO):
+    """Pyro's mean-field bound (analytic KL where there is one) that keeps the parts of its last evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: dict[str, Tensor] = {}
+
+    def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        image = model_trace.nodes[Site.IMAGE]["log_prob_sum"].detach()
+        counts = model_trace.nodes.get(Site.COUNTS)
+        expression = counts["log_prob_sum"].detach() if counts else torch.zeros_like(image)
+        local = torch.zeros_like(image)
+        for name, node in model_trace.nodes.items():
+            if name.startswith(f"{Site.LATENT}_"):
+                local = local + torch.distributions.kl_divergence(guide_trace.nodes[name]["fn"], node["fn"]).sum().detach()
+        total = surrogate.detach() + image + expression  # all divergences
+        self.parts = {"image": -image, "expression": -expression, "kl_local": local, "kl_global": total - local}
+        return loss, surrogate
+
+
+class FusionVAE(nn.Module):
+    """Model, guide and objective as one network: what MONAI's trainer optimises and what a bundle stores.
+
+    Called with an image alone it is the deterministic network image to scaled activity; called with labels and
+    counts it is the objective.
+
+    Args:
+        n_genes: G.
+        n_metagenes: K, capacity.
+        n_sections: number of training sections.
+        depth: D, levels of the pyramid.
+        width: C_0, channels of the finest level.
+        covariates: levels of each covariate.
+        norm: MONAI normalisation factory.
+        act: MONAI activation factory.
+        n_patches: N, patches in one epoch; weighs local against global terms.
+        bfloat16: run convolutions in bfloat16.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        *,
+        n_metagenes: int = 12,
+        n_sections: int = 1,
+        depth: int = 5,
+        width: int = 16,
+        covariates: Mapping[str, Sequence[str]] | None = None,
+        norm: Factory = "batch",
+        act: Factory = "leakyrelu",
+        n_patches: int = 1,
+        bfloat16: bool = False,
+    ) -> None:
+        super().__init__()
+        arch = Architecture(n_genes, n_metagenes, n_sections, depth, width, dict(covariates or {}), norm, act)
+        self.n_patches = n_patches
+        self.generative = GenerativeModel(arch)
+        self.generative.bfloat16 = bfloat16
+        self.guide = Guide(arch)
+
+    @property
+    def arch(self) -> Architecture:
+        """Sizes and layers."""
+        return self.generative.arch
+
+    def forward(self, image: Tensor, batch: Batch | None = None) -> Tensor | dict[str, Tensor]:
+        """Scaled activity of an image, or the objective of a batch.
+
+        Args:
+            image: `(B, 3, H, W)` in [-0.9, 0.9].
+            batch: the same patches with labels and counts.
+
+        Returns:
+            Without `batch`: expected scaled activity at the posterior mean `(B, K, H, W)` [1/px].
+            With it: `loss`, -ELBO per patch [nat], and its detached `PARTS`, per patch too.
+        """
+        if batch is None:
+            activity, scale = self.generative.expression(self.generative.decode([m for m, _ in self.guide.encoder(image)]))
+            return activity * scale
+        elbo = _PartsELBO()
+        loss = elbo.differentiable_loss(self.generative, self._guide, batch, self.n_patches)
+        size = image.shape[0]
+        return {"loss": loss / size} | {name: part / size for name, part in elbo.parts.items()}
+
+    def _guide(self, batch: Batch, n_patches: int) -> None:
+        self.guide(batch, n_patches, self.generative)

@@ -1,0 +1,1 @@
+"""Plain networks, without probabilities: encoder pyramid, fusion network, decoders."""

@@ -1,0 +1,53 @@
+"""Decoders: what the features say about the image, p(image | h), and about expression, activity and scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from superst_monai.networks.encoder import Factory, block
+
+
+class ImageDecoder(nn.Module):
+    """Mean and standard deviation of each pixel and colour channel.
+
+    Args:
+        width: C_0, channels of the features.
+        norm: MONAI normalisation factory.
+        act: MONAI activation factory.
+    """
+
+    def __init__(self, width: int, *, norm: Factory = "batch", act: Factory = "leakyrelu") -> None:
+        super().__init__()
+        self.hidden = block(width, width, norm=norm, act=act)
+        self.head = nn.Conv2d(width, 6, 1)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, C_0, H, W)` to mean in (-1, 1) and sd, both `(B, 3, H, W)`, float32."""
+        mean, spread = self.head(self.hidden(h)).float().chunk(2, dim=1)
+        return torch.tanh(mean), F.softplus(spread) + 1e-2
+
+
+class ExpressionDecoder(nn.Module):
+    """Metagene activity and scale of each pixel.
+
+    Args:
+        width: C_0, channels of the features.
+        n_metagenes: K, capacity.
+        norm: MONAI normalisation factory.
+        act: MONAI activation factory.
+    """
+
+    def __init__(
+        self, width: int, n_metagenes: int, *, norm: Factory = "batch", act: Factory = "leakyrelu"
+    ) -> None:
+        super().__init__()
+        self.hidden = block(width, width, norm=norm, act=act, kernel=1)
+        self.activity = nn.Conv2d(width, n_metagenes, 1)
+        self.scale = nn.Conv2d(width, 1, 1)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, C_0, H, W)` to activity logits `(B, K, H, W)` and raw scale `(B, 1, H, W)`, float32."""
+        hidden = self.hidden(h)
+        return self.activity(hidden).float(), self.scale(hidden).float()

@@ -1,0 +1,83 @@
+"""Encoder pyramid: what the image says about the latent variables of each level, q(z_d | image)."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from superst_monai.errors import ShapeError
+
+Factory = str | tuple[str, dict[str, object]]
+"""Name of a MONAI layer factory (`Act`, `Norm`), with its arguments if it takes any."""
+
+
+def block(in_channels: int, out_channels: int, *, norm: Factory, act: Factory, stride: int = 1, kernel: int = 3) -> nn.Module:
+    """One convolution with normalisation and activation, `(B, in, H, W)` to `(B, out, H / stride, W / stride)`."""
+    return Convolution(
+        2,
+        in_channels,
+        out_channels,
+        strides=stride,
+        kernel_size=kernel,
+        adn_ordering="NA",
+        norm=norm,
+        act=act,
+        bias=False,
+    )
+
+
+class Encoder(nn.Module):
+    """Bottom-up convolutional pyramid with one Gaussian head a level.
+
+    Args:
+        depth: D, number of levels; level d works at 1 / 2^d of the image's resolution.
+        width: C_0, channels of level 0; level d has C_d = width * 2^d.
+        norm: MONAI normalisation factory; one without spatial statistics at inference keeps tiles seamless.
+        act: MONAI activation factory.
+    """
+
+    def __init__(self, depth: int, width: int, *, norm: Factory = "batch", act: Factory = "leakyrelu") -> None:
+        super().__init__()
+        if depth < 1 or width < 1:
+            raise ShapeError(f"depth and width must be at least 1, got {depth} and {width}; xfuse uses 5 or 6 and 16.")
+        channels = [width * 2**d for d in range(depth)]
+        self.depth = depth
+        self.channels = channels
+        self.steps = nn.ModuleList(
+            nn.Sequential(
+                block(channels[d - 1] if d else 3, channels[d], norm=norm, act=act, stride=2 if d else 1),
+                block(channels[d], channels[d], norm=norm, act=act),
+            )
+            for d in range(depth)
+        )
+        self.heads = nn.ModuleList(nn.Conv2d(c, 2 * c, 3, padding=1) for c in channels)
+
+    def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of q(z_d | image) for each level.
+
+        Args:
+            image: `(B, 3, H, W)` in [-0.9, 0.9], H and W multiples of 2^(D-1).
+        Returns:
+            D pairs of `(B, C_d, H / 2^d, W / 2^d)`, float32, finest level first.
+        Raises:
+            ShapeError: H or W is no multiple of 2^(D-1).
+        """
+        multiple = 2 ** (self.depth - 1)
+        if image.shape[-2] % multiple or image.shape[-1] % multiple:
+            raise ShapeError(
+                f"an encoder of depth {self.depth} needs sides that are multiples of {multiple} px, "
+                f"got {tuple(image.shape[-2:])}; choose another patch or tile size."
+            )
+        found = []
+        for step, head in zip(self.steps, self.heads, strict=True):
+            image = step(image)
+            mean, spread = head(image).float().chunk(2, dim=1)  # (B, C_d, H_d, W_d)
+            found.append((mean, F.softplus(spread).clamp(1e-4, 1e4)))
+        return found
+
+
+def latent_shapes(depth: int, width: int, height: int, breadth: int) -> list[torch.Size]:
+    """Shapes (C_d, H / 2^d, W / 2^d) of the latent variables of an image of `height` x `breadth` pixels."""
+    return [torch.Size((width * 2**d, height // 2**d, breadth // 2**d)) for d in range(depth)]

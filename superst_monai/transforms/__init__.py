@@ -1,0 +1,1 @@
+"""MONAI transforms from a section to a patch of the network."""
