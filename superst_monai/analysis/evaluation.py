@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix
 
-from superst_monai.analysis.predictive import coverage, score_counts
+from superst_monai.model.predictive import coverage, score_counts
 from superst_monai.errors import ShapeError
 
 Floats = NDArray[np.float64]
@@ -133,29 +133,25 @@ def evaluate(
     """Evaluate predicted counts of held-out spots; the result is ready for JSON.
 
     Args:
-        mean: expected counts `(S, G)`.
-        observed: counts `(S, G)`, dense or sparse.
+        mean, observed: expected counts and counts `(S, G)`, the latter dense or sparse.
         sd: predictive standard deviation `(S, G)`, of counts and not of their mean.
         samples: parameters of the predictive law, chunk by chunk so that memory stays bounded; each gene once.
         baselines: predictions `(S, G)` or `(G,)` by name, judged by the same scores.
 
     Returns:
         `n_spots`, `n_genes`, the blocks of `summarise`, `sd_ratio` (root mean squared error over root mean variance,
-        median over top100 and all genes; 1 is honest), `nb_loglik_per_spot` [nats, summed over genes],
-        `coverage` and `coverage_top100` of the central 50 % and 90 % intervals, `coverage_curve` over all LEVELS, and
-        `baselines` with their blocks. None stands for what was not given or is not defined.
+        median over genes; 1 is honest), `nb_loglik_per_spot` [nats, all genes], `coverage` and `coverage_top100` of the
+        central 50 % and 90 % intervals, `coverage_curve` over LEVELS, and `baselines`. None: not given or not defined.
 
     Raises:
         ShapeError: arrays differ in shape, or the samples do not hold each gene once.
         RunError: a parameter in `samples` is not finite.
     """
     _same_shape("mean", mean, observed)
-    if sd is not None:
-        _same_shape("sd", sd, observed)
+    _same_shape("sd", mean if sd is None else sd, observed)
     scores = score_genes(mean, observed)
     top = _top(scores["total"].to_numpy())
     likelihood, covered = _score_samples(samples, observed)
-    curve = {"all": covered.mean(1), "top100": covered[:, top].mean(1)} if covered is not None else {}
     others = {name: np.broadcast_to(said, mean.shape) for name, said in (baselines or {}).items()}
     return {
         "n_spots": int(observed.shape[0]),
@@ -163,9 +159,7 @@ def evaluate(
         **_blocks(mean, observed, scores),
         "sd_ratio": _sd_ratio(mean, observed, sd, top),
         "nb_loglik_per_spot": _number(likelihood),
-        "coverage": _at_50_and_90(curve.get("all")),
-        "coverage_top100": _at_50_and_90(curve.get("top100")),
-        "coverage_curve": {"nominal": list(LEVELS), **{part: [_number(v) for v in row] for part, row in curve.items()}},
+        **_coverage_blocks(covered, top),
         "baselines": {name: _blocks(said, observed, score_genes(said, observed)) for name, said in others.items()},
     }
 
@@ -185,7 +179,7 @@ def _score_samples(samples: Iterable[GeneChunk], observed: Counts) -> tuple[floa
         likelihood += float(scores.log_mass.sum()) / n_spots
         for row, level in enumerate(LEVELS):
             covered[row, chunk.genes] = coverage(scores.lower, scores.upper, [level])[0].mean(0)
-        seen[chunk.genes] += 1
+        np.add.at(seen, chunk.genes, 1)
     if not seen.any():
         return math.nan, None
     if (seen != 1).any():
@@ -224,9 +218,15 @@ def _quartiles(values: NDArray[Any]) -> dict[str, float | int | None]:
     return {**said, "n_genes": len(values), "n_undefined": len(values) - len(defined)}
 
 
-def _at_50_and_90(curve: Floats | None) -> dict[str, float | None]:
-    """The points of a coverage curve that are reported by name."""
-    return {name: None if curve is None else _number(curve[LEVELS.index(int(name) / 100)]) for name in ("50", "90")}
+def _coverage_blocks(covered: Floats | None, top: NDArray[np.int64]) -> dict[str, Any]:
+    """Coverage over all and over the top genes: two points by name, and the curve `(L, G)` averaged over genes."""
+    curve = {} if covered is None else {"all": covered.mean(1).tolist(), "top100": covered[:, top].mean(1).tolist()}
+    named = {"coverage": "all", "coverage_top100": "top100"}
+    points = {
+        block: {str(round(100 * level)): curve[part][LEVELS.index(level)] if curve else None for level in (0.5, 0.9)}
+        for block, part in named.items()
+    }
+    return {**points, "coverage_curve": {"nominal": list(LEVELS), **curve}}
 
 
 def _number(value: float) -> float | None:
@@ -237,7 +237,7 @@ def _number(value: float) -> float | None:
 def _dense(counts: Counts, genes: slice | NDArray[np.int64]) -> Floats:
     """Some columns of the counts, dense `(S, g)`."""
     chunk = counts[:, genes]
-    return np.asarray(chunk.toarray() if issparse(chunk) else chunk, dtype=np.float64)
+    return np.asarray(chunk if isinstance(chunk, np.ndarray) else chunk.toarray(), dtype=np.float64)
 
 
 def _row_sums(counts: Counts) -> Floats:

@@ -71,8 +71,9 @@ def _draw_correlations(axes: Axes, scores: Mapping[str, pd.DataFrame]) -> None:
             )
             parts["boxes"][0].set(facecolor=colour, alpha=0.8)
             parts["medians"][0].set(color="black")
-        n_defined = [int(table[kind].notna().sum()) for kind in kinds]
-        label = name.replace("_", " ") + f" ({n_defined[0]:,} / {n_defined[1]:,} genes)"
+        raw, normalised = (int(table[kind].notna().sum()) for kind in kinds)
+        genes = f"{raw:,} genes" if raw == normalised else f"{raw:,} genes raw, {normalised:,} log-normalised"
+        label = f"{name.replace('_', ' ')} ({genes})"
         handles.append(Patch(facecolor=colour, alpha=0.8, label=label))
     axes.axhline(0, color="black", linewidth=0.8, linestyle=":", zorder=0)
     axes.set_xticks(range(len(kinds)), ["raw counts", "log-normalised"])

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from superst_monai.data.section import Section
 from superst_monai.errors import StoreError
 
-_OUTLINE, _SPOT = "#00a000", "#1f4fff"
+_OUTLINE, _SPOT = "#00c000", "#ffe800"
 
 
 def overlay_figure(section: Section, *, longest_px: int = 2000) -> Figure:
@@ -48,7 +50,7 @@ def overlay_figure(section: Section, *, longest_px: int = 2000) -> Figure:
 def _add_spots(axes: Axes, section: Section) -> None:
     """Add the spots as one collection in data coordinates (um)."""
     x, y, radius = section.spots[["x_um", "y_um", "radius_um"]].to_numpy(np.float64).T  # (S,) each
-    style = {"facecolors": "none", "edgecolors": _SPOT, "linewidths": 0.5}
+    style: dict[str, Any] = {"facecolors": "none", "edgecolors": _SPOT, "linewidths": 0.6, "path_effects": _halo()}
     if section.shape == "square":
         corner = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
         outline = np.stack([x, y], axis=1)[:, None] + radius[:, None, None] * corner  # (S, 4, 2)
@@ -64,6 +66,11 @@ def _add_spots(axes: Axes, section: Section) -> None:
             **style,
         )
         axes.add_collection(circles)
+
+
+def _halo() -> list[AbstractPathEffect]:
+    """A dark rim, so that a bright line reads on stained tissue and on white glass."""
+    return [withStroke(linewidth=1.4, foreground="black")]
 
 
 def scale_bar_um(width_um: float) -> float:

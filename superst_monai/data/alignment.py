@@ -50,8 +50,7 @@ class Layout:
 
     def on_slide(self, points_um: Array) -> Mask:
         """Whether points `(..., 2)` [um] lie on the slide `(...)`; its border belongs to it."""
-        inside: Mask = ((points_um >= 0) & (points_um <= self.size_um)).all(axis=-1)
-        return inside
+        return np.asarray(((points_um >= 0) & (points_um <= self.size_um)).all(axis=-1))
 
     def on_tissue(self, points_um: Array) -> Mask:
         """Whether points `(..., 2)` [um] lie on tissue `(...)`; points off the slide do not."""
@@ -105,7 +104,9 @@ def factor_candidates(scale_factors: Mapping[str, float]) -> dict[str, float]:
     """
     frames = {"1": 1.0} | {name: value for name, value in scale_factors.items() if np.isfinite(value) and value > 0}
     ratios = {
-        (top if bottom == "1" else f"{top} / {bottom}"): frames[top] / frames[bottom] for top in frames for bottom in frames
+        (top if bottom == "1" else f"{top} / {bottom}"): frames[top] / frames[bottom]
+        for top in frames
+        for bottom in frames
     }
     return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > 1e-3}
 

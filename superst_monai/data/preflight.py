@@ -16,9 +16,12 @@ from superst_monai.errors import AlignmentError
 Verdict = Literal["ok", "warn", "fault"]
 
 NOMINAL_DIAMETER_UM = {"visium": (55.0, 65.0), "st": (100.0,)}  # Space Ranger states 55 or, older, 65 um
-NOMINAL_PITCH_UM = {"visium": 100.0}  # between centres; that of "st" arrays is stated by the user and enters as assay.mpp
+NOMINAL_PITCH_UM = {
+    "visium": 100.0
+}  # between centres; that of "st" arrays is stated by the user and enters as assay.mpp
 _SAME = 0.05  # two resolutions that differ by less are the same
 _IMPOSSIBLE = 0.25  # a spot or pitch this far from the nominal one is another frame or a wrong mpp
+_FEWEST_SPOTS = 30  # to tell the pitch from neighbours
 _LISTED = 5
 
 
@@ -64,7 +67,9 @@ class Report:
         """
         if self.faults:
             listed = "\n".join(f"- {row.check}: {row.value}; {row.advice}." for row in self.faults)
-            raise AlignmentError(f"section {self.name} must fit its slide, {len(self.faults)} check(s) failed:\n{listed}")
+            raise AlignmentError(
+                f"section {self.name} must fit its slide, {len(self.faults)} check(s) failed:\n{listed}"
+            )
 
 
 def preflight(section: Section, assay: Assay | None = None) -> Report:
@@ -178,8 +183,10 @@ class _Candidate:
 def _pitch_error(section: Section, layout: Layout) -> float | None:
     """Distance between neighbouring spots over the one that every array of the platform has; None where it varies.
 
-    The low quantile is that of true neighbours also where spots were left out.
+    The low quantile is that of true neighbours also where spots were left out, unless few are left.
     """
+    if len(layout.centre_um) < _FEWEST_SPOTS:
+        return None
     nominal = NOMINAL_PITCH_UM.get(section.platform) if section.shape == "circle" else None
     pitch = layout.pitch_um(0.1)
     return pitch / nominal if pitch and nominal else None
@@ -192,9 +199,9 @@ def _scale_error(section: Section, assay: Assay | None, layout: Layout) -> float
     """
     if section.slide.get("mpp_source") == "assay":
         return None
-    if (error := _pitch_error(section, layout)) is not None:
-        return error
-    return _mpp_of(section) / assay.mpp if assay is not None and assay.mpp else None
+    if assay is not None and assay.mpp is not None:
+        return _mpp_of(section) / assay.mpp
+    return _pitch_error(section, layout)
 
 
 def _frame_row(section: Section, assay: Assay | None, layout: Layout) -> Check:
@@ -275,4 +282,6 @@ def _orientation_row(layout: Layout) -> Check:
     if own >= 0.9 or best < own + 0.1 or best < 0.5:
         return Check("orientation", value)
     advice = f"check whether the image is {name} against the coordinates"
-    return Check("orientation", f"{value}, {best:.2f} if {name}", "fault" if own < 0.5 and best >= 0.7 else "warn", advice)
+    return Check(
+        "orientation", f"{value}, {best:.2f} if {name}", "fault" if own < 0.5 and best >= 0.7 else "warn", advice
+    )

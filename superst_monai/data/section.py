@@ -56,6 +56,7 @@ class Section:
     shape: str = "circle"
 
     def __post_init__(self) -> None:
+        """Check that the parts fit together and make the rasters read-only."""
         _check_mpp(self.mpp)
         if faults := self._faults():
             raise ShapeError(f"section {self.name}: {'; '.join(faults)}; build it with join_section.")
@@ -76,8 +77,8 @@ class Section:
             f"tissue must be ({height}, {width}) bool as the image, got {self.tissue.shape} {self.tissue.dtype}": (
                 self.tissue.shape == (height, width) and self.tissue.dtype == np.bool_
             ),
-            f"counts must be integers with a row per spot and a column per gene ({len(self.spots)}, {len(self.genes)}), "
-            f"got {(n_spots, n_genes)} {self.counts.dtype}": (n_spots, n_genes) == (len(self.spots), len(self.genes))
+            f"counts must be integers, spots x genes = ({len(self.spots)}, {len(self.genes)}), "
+            f"got ({n_spots}, {n_genes}) {self.counts.dtype}": (n_spots, n_genes) == (len(self.spots), len(self.genes))
             and self.counts.dtype.kind == "i",
             f"spots must have the columns {', '.join(SPOT_COLUMNS)}, missing {', '.join(missing)}": not missing,
             "genes must have the column gene_id": "gene_id" in self.genes,
@@ -203,9 +204,7 @@ def _spot_tables(
 ) -> tuple[pd.DataFrame, sparse.csr_matrix, pd.DataFrame]:
     """Spots in um, counts and genes of the assay; empty ones for a slide alone."""
     if assay is None:
-        spots = pd.DataFrame({c: np.zeros(0) for c in SPOT_COLUMNS}, index=pd.Index([], name="barcode", dtype=object))
-        genes = pd.DataFrame({"gene_id": np.zeros(0, object)}, index=pd.Index([], name="gene", dtype=object))
-        counts = sparse.csr_matrix((0, 0), dtype=np.int32)
+        spots, counts, genes = empty_tables(name)
     else:
         _check_not_empty(assay, name)
         frame = assay.spots
@@ -219,6 +218,13 @@ def _spot_tables(
     if taken:
         raise AssayError(f"section {name} already has the spot column(s) {', '.join(taken)}; choose other names.")
     return spots.assign(section=name, **columns), counts, genes
+
+
+def empty_tables(name: str) -> tuple[pd.DataFrame, sparse.csr_matrix, pd.DataFrame]:
+    """Spots, counts and genes of a slide alone: no rows, the columns of any section."""
+    spots = pd.DataFrame({c: np.zeros(0) for c in SPOT_COLUMNS}, index=pd.Index([], name="barcode", dtype=object))
+    genes = pd.DataFrame({"gene_id": np.zeros(0, object)}, index=pd.Index([], name="gene", dtype=object))
+    return spots.assign(section=name), sparse.csr_matrix((0, 0), dtype=np.int32), genes
 
 
 def _check_not_empty(assay: Assay, name: str) -> None:

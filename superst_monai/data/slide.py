@@ -21,7 +21,7 @@ from superst_monai.data.slide_tiff import TIFF_MAGIC, TiffPyramid
 from superst_monai.errors import ResolutionError, ShapeError, SlideError
 from superst_monai.types import Region
 
-_BLOCK_PX = 4096  # [source px] side of the block that one step of a read holds in memory
+_BLOCK_PX = 1024  # [source px] side of the block that one step of a read holds; larger ones fall out of the CPU cache
 _COARSER = 1.005  # a level this much coarser than asked still serves: level sizes are rounded to whole pixels
 _SNAP = 1e-9  # [px] float noise of a position
 
@@ -137,7 +137,7 @@ class Slide:
         multiples of the pixel agree with one big read to the rounding. The nearest finer level is reduced
         (`data/resample.py`); finer than level 0 the image is interpolated. Pixels are laid on white before that.
 
-        Memory is that of the output plus one block of 4096 x 4096 source pixels (about 0.4 GB), or of the source of one
+        Memory is that of the output plus one block of 1024 x 1024 source pixels (about 40 MB), or of the source of one
         output pixel where that is larger, whatever the region; plus the decoded image for formats without tiles.
 
         Args:
@@ -162,7 +162,7 @@ class Slide:
         level = self._level(mpp)
         down_x, down_y = self._downsamples[level]
         out = np.empty((height, width, 3), np.uint8)
-        n_rows, n_cols = (max(1, int(_BLOCK_PX * down / step)) for down, step in ((down_y, step_y), (down_x, step_x)))
+        n_rows, n_cols = (max(1, int(_BLOCK_PX / max(1, ratio))) for ratio in (step_y / down_y, step_x / down_x))
         for row in range(0, height, n_rows):
             for col in range(0, width, n_cols):
                 block = out[row : row + n_rows, col : col + n_cols]

@@ -50,7 +50,7 @@ class TiffPyramid:
             with decoding(path.name, _ERRORS):
                 series = max(self._file.series, key=lambda one: int(np.prod(_size(one))))
                 pages = [level.keyframe for level in series.levels]
-                _check(path, series, pages)
+                _check(self._file, series, pages)
                 self._boxes = [self._box(series, index) for index in range(len(pages))]
                 stated = _ome_mpp(self._file.ome_metadata, _size(series))
                 self.facts = Facts(
@@ -99,7 +99,7 @@ def _size(series: tifffile.TiffPageSeries) -> tuple[int, int]:
     return (sizes["X"], sizes["Y"]) if {"X", "Y"} <= sizes.keys() else (0, 0)
 
 
-def _check(path: Path, series: tifffile.TiffPageSeries, pages: list[Any]) -> None:
+def _check(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, pages: list[Any]) -> None:
     """Refuse a file that is cut off, no plane image, or of unknown pixel range; all faults at once."""
     page, faults = pages[0], []
     sizes = dict(zip(series.axes, series.shape, strict=True))
@@ -111,13 +111,26 @@ def _check(path: Path, series: tifffile.TiffPageSeries, pages: list[Any]) -> Non
     if page.photometric.name not in _COLOURS:
         faults.append(f"colours must be one of {', '.join(_COLOURS)}, but they are {page.photometric.name}")
     end = max(int(np.add(one.dataoffsets, one.databytecounts).max(initial=0)) for one in pages)
-    size = path.stat().st_size
+    directories = (_next_directory(file), *(page.subifds or ()))
+    end, size = max(end, *(offset + 2 for offset in directories)), file.filehandle.size
     if end > size:
-        faults.append(f"its directory places pixels up to byte {end}, but the file ends at {size}: it is cut off")
+        faults.append(f"its directories reach to byte {end}, but the file ends at {size}: it is cut off")
     if faults:
         raise SlideError(
-            f"{path.name} cannot be read: {'; '.join(faults)}. Re-export it as 8-bit RGB, or copy it again."
+            f"{file.filename} cannot be read: {'; '.join(faults)}. Re-export it as 8-bit RGB, or copy it again."
         )
+
+
+def _next_directory(file: tifffile.TiffFile) -> int:
+    """Where the directory after the last readable one should be [byte]; 0 in a complete file.
+
+    tifffile drops a directory that it cannot reach, and with it a level of the pyramid, without an error.
+    """
+    handle, layout = file.filehandle, file.tiff
+    handle.seek(file.pages[len(file.pages) - 1].offset)
+    n_tags = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))[0]
+    handle.seek(n_tags * layout.tagsize, 1)
+    return int(struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))[0])
 
 
 def _to_rgb(values: NDArray[Any], axes: str, page: Any) -> Pixels:
@@ -129,13 +142,17 @@ def _to_rgb(values: NDArray[Any], axes: str, page: Any) -> Pixels:
         values = values[..., None]  # (H, W, samples)
     colour, bits = page.photometric.name, page.bitspersample
     if colour == "PALETTE":
-        return to_8bit(page.colormap[:, values[..., 0]].transpose(1, 2, 0), 16)
+        table = (page.colormap >> 8).astype(np.uint8)  # writers store v * 256 or v * 257
+        return np.ascontiguousarray(table[:, values[..., 0]].transpose(1, 2, 0))
     values = to_8bit(values, bits)
     if colour in ("SEPARATED", "YCBCR"):
         decoded = colour == "YCBCR" and page.compression.name == "JPEG"  # imagecodecs has made RGB of it
         mode = {"SEPARATED": "CMYK", "YCBCR": "YCbCr"}[colour]
-        picture = np.ascontiguousarray(values[..., : 4 if mode == "CMYK" else 3])
-        return picture if decoded else np.array(Image.fromarray(picture, mode).convert("RGB"))
+        stored = np.ascontiguousarray(values[..., : Image.getmodebands(mode)])
+        if decoded:
+            return stored
+        height, width = stored.shape[:2]
+        return np.array(Image.frombytes(mode, (width, height), stored.tobytes()).convert("RGB"))
     n = 3 if values.shape[-1] >= 3 else 1  # colour samples; the rest are extra
     rgb = np.repeat(values[..., :1], 3, axis=2) if n == 1 else values[..., :3]
     rgb = 255 - rgb if colour == "MINISWHITE" else rgb
@@ -164,7 +181,7 @@ def _ome_mpp(xml: str | None, size: tuple[int, int]) -> tuple[float, float] | No
 def _tag_mpp(page: Any) -> tuple[float, float] | None:
     """Physical size of a pixel [um] from the tags XResolution, YResolution and ResolutionUnit."""
     values = [page.tags.valueof(name) for name in ("XResolution", "YResolution", "ResolutionUnit")]
-    um = _UM_PER_TAG_UNIT.get(int(values[2] or 2))  # TIFF 6.0: inch where the tag is absent
+    um = _UM_PER_TAG_UNIT.get(2 if values[2] is None else int(values[2]))  # TIFF 6.0: inch where the tag is absent
     if um is None or not all(isinstance(value, tuple) and all(value) for value in values[:2]):
         return None
     (x, x_unit), (y, y_unit) = values[:2]

@@ -22,6 +22,7 @@ from superst_monai.errors import ResolutionError, RunError
 from superst_monai.model.first_values import fit_baseline, set_first_values
 from superst_monai.model.metagenes import factorised_profiles
 from superst_monai.model.objective import FusionVAE
+from superst_monai.transforms.balance import section_glass, white_balance
 from superst_monai.transforms.labels import spot_labels
 from superst_monai.transforms.patches import PatchDataset, training_chain, validation_chain
 from superst_monai.transforms.sampling import share_items
@@ -70,6 +71,7 @@ class TrainingData:
     ) -> None:
         if not sections:
             raise RunError("training needs at least one section, got none; name the stores of `superst prepare`.")
+        self.paths = [None if isinstance(s, Section) else str((Path(base_dir) / s).resolve()) for s in sections]
         loaded = [s if isinstance(s, Section) else read_section(Path(base_dir) / s) for s in sections]
         _check_counts(loaded)
         self.mpp = choose_mpp(loaded, spot_px) if mpp is None else mpp
@@ -127,7 +129,8 @@ class TrainingData:
             if not training:
                 keep = ~keep
                 keep[0] = True
-            sources.append(PatchSource.from_arrays(section.image, np.where(keep[label], label, 0), section.tissue, counts))
+            image = white_balance(section.image, section_glass(section.image, section.tissue))
+            sources.append(PatchSource.from_arrays(image, np.where(keep[label], label, 0), section.tissue, counts))
         return sources
 
     @cached_property

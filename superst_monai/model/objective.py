@@ -93,7 +93,7 @@ class FusionVAE(nn.Module):
 
         Returns:
             Without `batch`: expected scaled activity at the posterior mean `(B, K, H, W)` [1/px].
-            With it: `loss`, -ELBO per patch [nat], and its detached `PARTS`, per patch too.
+            With it: `loss`, -ELBO per patch [nat], its detached `PARTS`, per patch too, and `n_spots`.
         """
         if batch is None:
             activity, scale = self.generative.expression(self.generative.decode([m for m, _ in self.guide.encoder(image)]))
@@ -101,7 +101,8 @@ class FusionVAE(nn.Module):
         elbo = _PartsELBO()
         loss = elbo.differentiable_loss(self.generative, self._guide, batch, self.n_patches)
         size = image.shape[0]
-        return {"loss": loss / size} | {name: part / size for name, part in elbo.parts.items()}
+        parts = {name: part / size for name, part in elbo.parts.items()}
+        return {"loss": loss / size, "n_spots": torch.tensor(batch.counts.shape[0])} | parts
 
     def _guide(self, batch: Batch, n_patches: int) -> None:
         self.guide(batch, n_patches, self.generative)

@@ -36,9 +36,11 @@ class Encoder(nn.Module):
         width: C_0, channels of level 0; level d has C_d = width * 2^d.
         norm: MONAI normalisation factory; one without spatial statistics at inference keeps tiles seamless.
         act: MONAI activation factory.
+        first_spread: first logit of the standard deviations; below 0 the first draws follow the image closely, so
+            that expression is learnt from the first steps on.
     """
 
-    def __init__(self, depth: int, width: int, *, norm: Factory = "batch", act: Factory = "leakyrelu") -> None:
+    def __init__(self, depth: int, width: int, *, norm: Factory = "batch", act: Factory = "leakyrelu", first_spread: float = -2.5) -> None:
         super().__init__()
         if depth < 1 or width < 1:
             raise ShapeError(f"depth and width must be at least 1, got {depth} and {width}; xfuse uses 5 or 6 and 16.")
@@ -53,6 +55,9 @@ class Encoder(nn.Module):
             for d in range(depth)
         )
         self.heads = nn.ModuleList(nn.Conv2d(c, 2 * c, 3, padding=1) for c in channels)
+        with torch.no_grad():
+            for head, c in zip(self.heads, channels, strict=True):
+                head.bias[c:] += first_spread
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Mean and standard deviation of q(z_d | image) for each level.

@@ -127,7 +127,7 @@ def add_outside(label: Label, tissue: NDArray[np.bool_], n_spots: int) -> Label:
         raise ShapeError(f"label and tissue must share (H, W), got {label.shape} and {tissue.shape}; crop them alike.")
     if label.size and not 0 <= label.min() <= label.max() <= n_spots:
         raise ShapeError(
-            f"labels must lie in 0..{n_spots} (n_spots), got {label.min()}..{label.max()}; pass the number of spots drawn."
+            f"labels must lie in 0..{n_spots} (n_spots), got {label.min()}..{label.max()}; pass the number drawn."
         )
     return np.where((label == 0) & ~tissue, n_spots + 1, label).astype(np.int64)
 

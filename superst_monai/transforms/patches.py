@@ -39,11 +39,14 @@ __all__ = [
 def window_side(side: int, *, scale: float, shear_deg: float) -> int:
     """Return the side of a window from which any rotation, scale and shear fills `side` pixels [px].
 
-    The farthest pixel of the patch lies side / sqrt(2) from its centre; a rotation keeps that distance, the scale
-    stretches it by at most 1 + scale and the shear [[1, s], [t, 1]] by at most 1 + max(|s|, |t|). The result is
-    even if `side` is, so that both centres fall on the same grid and an identity does not blur.
+    The farthest pixel of the patch lies side / sqrt(2) from its centre; a rotation keeps that distance and the scale
+    stretches it by at most 1 + scale. MONAI shears rows and columns one after the other, each by up to t =
+    tan(shear_deg); the spectral norm of either shear is (t + sqrt(t^2 + 4)) / 2. The result is even if `side` is, so
+    that both centres fall on the same grid and an identity does not blur.
     """
-    least = math.ceil(side * math.sqrt(2) * (1 + scale) * (1 + math.tan(math.radians(shear_deg))))
+    slope = math.tan(math.radians(shear_deg))
+    stretch = (1 + scale) * ((slope + math.hypot(slope, 2)) / 2) ** 2
+    least = math.ceil(side * math.sqrt(2) * stretch)
     return least + (least - side) % 2
 
 

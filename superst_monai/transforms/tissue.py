@@ -21,9 +21,9 @@ def find_tissue(
     *,
     work_mpp: float = 8.0,
     smooth_um: float = 16.0,
-    score_range: tuple[float, float] = (0.03, 0.045),
+    score_range: tuple[float, float] = (0.03, 0.04),
     min_tissue_um2: float = 30_000.0,
-    max_hole_um2: float = 30_000.0,
+    max_hole_um2: float = 60_000.0,
 ) -> Mask:
     """Mark the pixels that show tissue.
 
@@ -50,7 +50,9 @@ def find_tissue(
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ShapeError(f"the image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; convert it to RGB.")
     if not (np.isfinite(mpp) and mpp > 0):
-        raise ResolutionError(f"mpp must be a positive number of um per pixel, got {mpp}; check the slide's resolution.")
+        raise ResolutionError(
+            f"mpp must be a positive number of um per pixel, got {mpp}; check the slide's resolution."
+        )
     factor = max(1.0, work_mpp / mpp)
     shape = (max(1, round(image.shape[0] / factor)), max(1, round(image.shape[1] / factor)))
     work = resample(image, start=(0.0, 0.0), step=(factor, factor), shape=shape).astype(np.float64)
@@ -58,18 +60,22 @@ def find_tissue(
     padding = _padding(work, step)
     if padding.all():
         return np.zeros(image.shape[:2], bool)
-    score, chroma = _stain_score(work, padding, sigma_px=smooth_um / step)
+    window_px = max(smooth_um / step, 1.5)  # narrower windows hold too few pixels for a spread
+    score, chroma = _stain_score(work, padding, sigma_px=window_px)
     glass_to_tissue = float(np.clip(threshold_otsu(score[~padding]), *score_range))
-    mask = (score > glass_to_tissue) & (chroma > score_range[0])
+    mask: Mask = (score > glass_to_tissue) & (chroma > score_range[0])
     mask = remove_small_objects(mask, max_size=int(min_tissue_um2 / step**2))
     mask = remove_small_holes(mask, max_size=int(max_hole_um2 / step**2))
+    halo = round(smooth_um / step)  # the window sees tissue from so far outside
+    mask = ndimage.binary_erosion(mask, iterations=halo, border_value=1) if halo else mask
     return _enlarge(mask & ~padding, factor, (image.shape[0], image.shape[1]))
 
 
 def _padding(image: Array, mpp: float, *, black: float = 60.0, reach_um: float = 16.0) -> Mask:
     """Pixels of the scanner's black frame or black padding, and the pixels blended with it."""
-    dark = ndimage.binary_opening(image.max(axis=2) < black, iterations=max(1, round(reach_um / mpp)))
-    return ndimage.binary_dilation(dark, iterations=max(1, round(reach_um / mpp))) if dark.any() else dark
+    reach = max(1, round(reach_um / mpp))
+    dark = ndimage.binary_opening(image.max(axis=2) < black, iterations=reach)
+    return np.asarray(ndimage.binary_dilation(dark, iterations=reach), bool)
 
 
 def glass_colour(image: Array, usable: Mask, *, depth: float = 25.0, tint: float = 60.0, pink: float = 25.0) -> Array:
@@ -117,6 +123,8 @@ def _stain_score(image: Array, padding: Mask, *, sigma_px: float) -> tuple[Array
 def _enlarge(mask: Mask, factor: float, shape: tuple[int, int]) -> Mask:
     """Nearest pixel of a coarse mask for each fine pixel centre."""
     row, column = (
-        np.minimum(((np.arange(n) + 0.5) / factor).astype(np.int64), m - 1) for n, m in zip(shape, mask.shape, strict=True)
+        np.minimum(((np.arange(n) + 0.5) / factor).astype(np.int64), m - 1)
+        for n, m in zip(shape, mask.shape, strict=True)
     )
-    return mask[row[:, None], column]
+    enlarged: Mask = mask[row[:, None], column]
+    return enlarged

@@ -81,11 +81,12 @@ def test_memory_is_assumed_where_the_system_is_silent(monkeypatch):
 
 def test_decoder_errors_name_the_file():
     """A named decoder error becomes a SlideError; a SlideError and other errors pass as they are."""
-    with pytest.raises(SlideError, match=r"a.png must be a complete image.*\(bad\).*copy it again"), pixels.decoding(
-        "a.png", (ValueError,)
+    with (
+        pytest.raises(SlideError, match=r"a.png must be a complete image.*\(bad\).*copy it again"),
+        pixels.decoding("a.png", (ValueError,)),
     ):
         raise ValueError("bad")
-    with pytest.raises(SlideError, match="^mine$"), pixels.decoding("a.png", (OSError,)):
+    with pytest.raises(SlideError, match=r"^mine$"), pixels.decoding("a.png", (OSError,)):
         raise SlideError("mine")
     with pytest.raises(KeyError, match="other"), pixels.decoding("a.png", (ValueError,)):
         raise KeyError("other")

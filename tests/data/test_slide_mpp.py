@@ -27,7 +27,9 @@ def test_the_caller_wins_then_the_file_then_the_assay():
 def test_implausible_values_of_a_file_are_ignored(mpp):
     """What no microscope has is silence, and the refusal says what the file stated."""
     assert choose_mpp(facts(mpp), None, 0.7) == (0.7, 0.7, "assay")
-    with pytest.raises(ResolutionError, match=r"A1.tif .* the file states .* outside 0.01..100 .* pass --slide-mpp \(CLI\) / mpp="):
+    with pytest.raises(
+        ResolutionError, match=r"A1.tif .* the file states .* outside 0.01..100 .* pass --slide-mpp \(CLI\) / mpp="
+    ):
         choose_mpp(facts(mpp), None, None)
 
 

@@ -72,7 +72,9 @@ def test_what_pillow_writes_reads_the_same(tmp_path, mode, tolerance):
 
 def test_jpeg_tiles_in_ycbcr_keep_their_colours(tmp_path):
     """A JPEG-compressed YCbCr TIFF (most scanners) is not converted twice."""
-    tifffile.imwrite(tmp_path / "a.tif", np.full((64, 64, 3), (200, 60, 120), np.uint8), tile=(32, 32), compression="jpeg")
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.full((64, 64, 3), (200, 60, 120), np.uint8), tile=(32, 32), compression="jpeg"
+    )
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.pages[0].photometric.name == "YCBCR"
     assert np.abs(read_all(tmp_path / "a.tif").astype(int) - (200, 60, 120)).max() <= 3
@@ -90,6 +92,11 @@ def test_ome_pyramid_states_levels_and_pixel_size(tmp_path):
     assert pyramid.facts.sizes == ((110, 90), (55, 45))
     np.testing.assert_array_equal(pyramid.read(1, 5, 7, 20, 10), RGB[::2, ::2][7:17, 5:25])
     pyramid.close()
+    label = {"axes": "YXS", "PhysicalSizeX": 9, "PhysicalSizeY": 9}
+    with tifffile.TiffWriter(tmp_path / "b.ome.tif", ome=True) as file:
+        file.write(np.ascontiguousarray(RGB[:32, :32]), photometric="rgb", metadata=label)
+        file.write(RGB, photometric="rgb", metadata=meta)
+    assert facts_of(tmp_path / "b.ome.tif").mpp == (0.5, 0.25)
     planes = np.ascontiguousarray(np.moveaxis(RGB, 2, 0))
     tifffile.imwrite(tmp_path / "c.ome.tif", planes, photometric="minisblack", metadata={"axes": "CYX"})
     np.testing.assert_array_equal(read_all(tmp_path / "c.ome.tif"), RGB)
@@ -101,7 +108,9 @@ def test_ome_pyramid_states_levels_and_pixel_size(tmp_path):
 def test_ome_without_a_length_leaves_the_tags(tmp_path, meta):
     """OME-XML without a size, or in pixels, is silent, and the resolution tags count."""
     path = tmp_path / "a.ome.tif"
-    tifffile.imwrite(path, RGB, photometric="rgb", metadata={"axes": "YXS", **meta}, resolution=(20000, 40000), resolutionunit=3)
+    tifffile.imwrite(
+        path, RGB, photometric="rgb", metadata={"axes": "YXS", **meta}, resolution=(20000, 40000), resolutionunit=3
+    )
     facts = facts_of(path)
     assert facts.mpp == pytest.approx((0.5, 0.25))
     assert facts.mpp_from_tags
@@ -110,7 +119,9 @@ def test_ome_without_a_length_leaves_the_tags(tmp_path, meta):
 @pytest.mark.parametrize(("unit", "resolution", "want"), [(2, 50800.0, 0.5), (3, 20000.0, 0.5), (1, 1.0, None)])
 def test_resolution_tags_follow_their_unit(tmp_path, unit, resolution, want):
     """Pixels per inch or centimetre become um per pixel; without a unit the file is silent."""
-    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(resolution, resolution), resolutionunit=unit)
+    tifffile.imwrite(
+        tmp_path / "a.tif", RGB, photometric="rgb", resolution=(resolution, resolution), resolutionunit=unit
+    )
     assert facts_of(tmp_path / "a.tif").mpp == (None if want is None else pytest.approx((want, want)))
 
 
@@ -127,9 +138,17 @@ def test_the_first_of_plain_pages_is_the_image(tmp_path):
         (RGB.astype(np.float32), {"photometric": "rgb"}, "unsigned integers of 1..16 bits, but they are float32"),
         (RGB.astype(np.int16), {"photometric": "rgb"}, "unsigned integers of 1..16 bits, but they are int16"),
         (RGB, {"photometric": "cielab"}, "colours must be one of .* but they are CIELAB"),
-        (np.stack([RGB] * 4), {"photometric": "rgb", "metadata": {"axes": "ZYXS"}, "ome": True}, r"a stack of \{'Z': 4\}"),
+        (
+            np.stack([RGB] * 4),
+            {"photometric": "rgb", "metadata": {"axes": "ZYXS"}, "ome": True},
+            r"a stack of \{'Z': 4\}",
+        ),
         (np.stack([RGB[..., 0]] * 5), {"metadata": {"axes": "CYX"}, "ome": True}, r"a stack of \{'C': 5\}"),
-        (np.stack([RGB.astype(np.int32)] * 4), {"metadata": {"axes": "ZYXS"}, "ome": True, "photometric": "rgb"}, "Z.*int32"),
+        (
+            np.stack([RGB.astype(np.int32)] * 4),
+            {"metadata": {"axes": "ZYXS"}, "ome": True, "photometric": "rgb"},
+            "Z.*int32",
+        ),
     ],
     ids=["float", "signed", "lab", "z", "channels", "two faults"],
 )

@@ -21,11 +21,25 @@ NO_COLOUR: dict[str, Any] = {"stain": 0.0, "stain_shift": 0.0, "tint": 0.0, "bri
 NO_WARP: dict[str, Any] = {"rotate_deg": 0.0, "scale": 0.0, "shear_deg": 0.0, "flip_prob": 0.0}
 
 
+def warp_of(chain: Compose) -> np.ndarray:
+    """The matrix `(2, 2)` from patch to section pixels in the last call of the chain."""
+    affine = next(step for step in chain.transforms if isinstance(step, RandAffined))
+    return np.asarray(affine.rand_affine.rand_affine_grid.get_transformation_matrix())[:2, :2]
+
+
+def warps(source: PatchSource, **amplitudes: float) -> np.ndarray:
+    """The matrices `(40, 2, 2)` of 40 seeds of a chain with only the given amplitudes."""
+    chain = training_chain([source], size=8, **{**NO_WARP, **amplitudes}, **NO_COLOUR)
+    found = []
+    for seed in range(40):
+        chain.set_random_state(seed=seed)({Key.SECTION: 0})
+        found.append(warp_of(chain))
+    return np.stack(found)
+
+
 def determinant(chain: Compose) -> float:
     """Area of the patch that one pixel of the section filled in the last call of the chain."""
-    affine = next(step for step in chain.transforms if isinstance(step, RandAffined))
-    matrix = affine.rand_affine.rand_affine_grid.get_transformation_matrix()  # patch -> section
-    return 1 / abs(float(np.linalg.det(np.asarray(matrix)[:2, :2])))
+    return 1 / abs(float(np.linalg.det(warp_of(chain))))
 
 
 def full_areas(source: PatchSource) -> np.ndarray:
@@ -90,14 +104,14 @@ def test_beyond_the_slide_lies_the_outside(make_source, seed: int):
 def test_a_warp_never_runs_out_of_pixels(size: int):
     """The corners of a patch stay in the window for extreme shears and scales (the rotation keeps their radius)."""
     window = window_side(size, scale=0.05, shear_deg=10.0)
-    assert window >= math.ceil(size * math.sqrt(2) * 1.05 * (1 + math.tan(math.radians(10))))
     assert (window - size) % 2 == 0
-    corner = np.array([size / 2, size / 2])
-    slope = math.tan(math.radians(10))
-    for s, t, a, b in itertools.product((-slope, 0, slope), (-slope, 0, slope), (0.95, 1.05), (0.95, 1.05)):
-        for sign in (1, -1):
-            moved = np.array([[1, s], [t, 1]]) @ np.diag([a, b]) @ (corner * [1, sign])
-            assert np.linalg.norm(moved) <= window / 2
+    slope, reach = math.tan(math.radians(10)), 0.0
+    for s, t, a, b, sign in itertools.product((-slope, slope), (-slope, slope), (0.95, 1.05), (0.95, 1.05), (-1, 1)):
+        rows, cols = np.array([[1, s], [0, 1]]), np.array([[1, 0], [t, 1]])
+        for shear in (rows @ cols, cols @ rows):
+            moved = shear @ np.diag([a, b]) @ np.array([size / 2, sign * size / 2])
+            reach = max(reach, float(np.linalg.norm(moved)))
+    assert reach <= window / 2 < 1.02 * reach + 1.5  # large enough, and no larger than need be
 
 
 def test_a_warped_section_has_no_holes():
@@ -121,6 +135,45 @@ def test_a_chain_without_amplitudes_is_the_validation_chain(make_source, size: i
     torch.testing.assert_close(patch[Key.IMAGE], plain[Key.IMAGE], atol=1e-4, rtol=0)
     for key in (Key.LABEL, Key.COUNTS, PatchKey.SPOT_IDS, Key.OCCLUDED):
         assert torch.equal(patch[key], plain[key])
+
+
+def test_each_amplitude_of_the_warp_does_what_it_says(make_source):
+    """Rotation is orthogonal, scale diagonal, shear keeps areas; each fills its range and does not leave it."""
+    source, eye = make_source(), np.eye(2)
+    turned = warps(source, rotate_deg=180.0)
+    angle = np.degrees(np.arctan2(turned[:, 1, 0], turned[:, 0, 0]))
+    np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.broadcast_to(eye, turned.shape), atol=1e-6)
+    assert angle.min() < -120
+    assert angle.max() > 120
+    scaled = warps(source, scale=0.05) - eye
+    assert np.abs(scaled[:, [0, 1], [1, 0]]).max() < 1e-6
+    assert 0.04 < np.abs(scaled[:, [0, 1], [0, 1]]).max() < 0.05
+    sheared = warps(source, shear_deg=10.0) - eye
+    np.testing.assert_allclose(np.linalg.det(sheared + eye), 1, atol=1e-6)
+    assert 0.15 < np.abs(sheared[:, [0, 1], [1, 0]]).max() < math.tan(math.radians(10))
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "stain", "stain_shift", "tint"])
+def test_each_amplitude_of_colour_does_what_it_says(name: str):
+    """Brightness adds a constant, contrast keeps the mean, both within range; every amplitude changes the image."""
+    image = np.random.default_rng(0).integers(70, 180, (64, 64, 3), dtype=np.uint8)
+    source = PatchSource.from_arrays(image, np.zeros((64, 64), int), image[..., 0] > 0, csr_matrix((0, 1)))
+    still = {**NO_WARP, **NO_COLOUR}
+    plain, changed = (
+        training_chain([source], size=16, **{**still, name: amplitude}).set_random_state(seed=2)({Key.SECTION: 0})
+        for amplitude in (0.0, 0.2)
+    )
+    before, after = ((patch[Key.IMAGE] + 0.9) / 1.8 for patch in (plain, changed))
+    kept = (after > 0) & (after < 1)  # white glass beyond the slide is clipped
+    change = (after - before)[kept]
+    assert float(change.abs().max()) > 0.005
+    if name == "brightness":
+        assert 0 < float(change.abs().max()) < 0.2
+        assert float(change.std()) < 1e-3
+    if name == "contrast":
+        factor = change / (before[kept] - before.mean())
+        assert 0 < float(factor.median().abs()) < 0.2
+        torch.testing.assert_close(before.mean() + (1 + factor.median()) * (before[kept] - before.mean()), after[kept])
 
 
 def test_flips_mirror_image_and_label_alike(make_source):

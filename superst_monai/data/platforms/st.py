@@ -78,16 +78,16 @@ def read_st(
     require_positive("pitch_um", pitch_um)
     if not Path(image).is_file():
         raise SlideError(f"image {image} does not exist; check the path.")
-    if (spots is None) == (transform is None):
+    table = _read_counts(Path(counts))
+    if spots is not None and transform is None:
+        placed = place_by_table(table.names, table.array, Path(spots), pitch_um)
+    elif transform is not None and spots is None:
+        placed = _place_by_transform(table.array, Path(transform), pitch_um)
+    else:
         raise AssayError(
             f"{counts} needs its pixel positions from exactly one of spots and transform, got {spots} and {transform}; "
             "pass the spot table (spots) or the 3x3 matrix (transform)."
         )
-    table = _read_counts(Path(counts))
-    if spots is not None:
-        placed = place_by_table(table.names, table.array, Path(spots), pitch_um)
-    else:
-        placed = _place_by_transform(table.array, Path(str(transform)), pitch_um)
     return _assay(table, placed, Path(image), spot_diameter_um)
 
 

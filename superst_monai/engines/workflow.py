@@ -1,0 +1,92 @@
+"""The one way to train: fill in the bundle's training configuration and run its workflow."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigWorkflow
+
+from superst_monai.engines.run_folder import bundle_folder
+from superst_monai.errors import RunError
+
+Show = Callable[[float, float, float], None]
+"""Receives the share of the budget spent, the seconds and the loss [nat/patch]."""
+
+
+def train(
+    sections: Sequence[str | Path],
+    out: str | Path,
+    *,
+    covariates: Mapping[str, str] | None = None,
+    mpp: float | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+    show: Show | None = None,
+) -> Path:
+    """Train on prepared sections and write the run folder, a bundle with weights.
+
+    Args:
+        sections: stores written by `superst prepare`; empty with `resume`, which takes those of the run.
+        out: run folder, new or empty; with `resume` the run to continue.
+        covariates: column of the spot table for each covariate.
+        mpp: working resolution [um/px]; None chooses it from the spots.
+        epochs: at most so many passes over the sections.
+        minutes: at most so much wall-clock [min].
+        seed: of everything random.
+        resume: continue with the settings of the run; only epochs and minutes may change.
+        options: other keys of `configs/train.yaml`.
+        show: progress; None logs.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: options that the configuration does not have, or sections that do not fit.
+        TrainingError: the loss became NaN.
+    """
+    out = Path(out).resolve()
+    source = out / "configs" if resume else bundle_folder() / "configs"
+    if resume and not (source / "train.yaml").exists():
+        raise RunError(f"--resume continues a run, but {out} holds none (no configs/train.yaml); leave --resume out.")
+    known = yaml.safe_load((source / "train.yaml").read_text())
+    given: dict[str, Any] = {"run_dir": str(out), "resume": resume}
+    if not resume:
+        given |= {"sections": [str(Path(s).resolve()) for s in sections], "covariates": dict(covariates or {})}
+        given |= {"mpp": mpp, "seed": seed, **dict(options or {})}
+        _check_options(given, known)
+    if epochs is not None or minutes is not None or not resume:
+        given |= {"epochs": epochs, "minutes": minutes}
+    run_config("train", source / "train.yaml", source / "metadata.json", given | {"show": show})
+    return out
+
+
+def run_config(kind: str, config: Path, meta: Path, given: Mapping[str, Any]) -> ConfigWorkflow:
+    """Run a bundle configuration with some of its keys given; the finished workflow.
+
+    MONAI announces at every start that `$` expressions of a configuration are evaluated; these configurations are
+    the package's own, so the notice is not passed on.
+    """
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*eval.*", category=UserWarning)
+        workflow = ConfigWorkflow(
+            config_file=str(config), meta_file=str(meta), logging_file=False, workflow_type=kind, **dict(given)
+        )
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    return workflow
+
+
+def _check_options(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise RunError(f"the training configuration has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
