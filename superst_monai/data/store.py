@@ -72,12 +72,12 @@ def to_spatialdata(section: Section, meta: Mapping[str, Any]) -> SpatialData:
     from spatialdata.transformations import Identity, Scale
 
     to_um = {"global": Scale([section.mpp, section.mpp], axes=("x", "y"))}
-    levels = max(0, int(np.log2(min(section.tissue.shape) / _SMALLEST_PX)))
+    halvings = max(1, int(np.log2(min(section.tissue.shape) / _SMALLEST_PX)))  # one at least: always a pyramid
     histology = Image2DModel.parse(
         section.image.transpose(2, 0, 1),  # (3, H, W)
         dims=("c", "y", "x"),
         c_coords=["r", "g", "b"],
-        scale_factors=[2] * levels,
+        scale_factors=[2] * halvings,
         chunks=(3, _CHUNK_PX, _CHUNK_PX),
         transformations=dict(to_um),
     )
@@ -149,8 +149,6 @@ def read_section(path: Path | str) -> Section:
     try:
         with _known_notices():
             return _to_section(read_zarr(path), meta)
-    except StoreError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise StoreError(f"section {path} is damaged ({exc}); build it again from slide and assay.") from exc
 
@@ -162,7 +160,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise StoreError(f"there is no section {path}; check the path.")
     try:
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(path, mode="r", use_consolidated=False)  # what is there, not what was listed
         attrs: dict[str, Any] = dict(group.attrs)
         present = {f"{kind}/{name}" for kind, members in group.groups() for name in members.group_keys()}
     except (OSError, ValueError, KeyError, TypeError) as exc:

@@ -88,10 +88,15 @@ class FinishPatchd(Transform):
         sample = dict(data)
         image = convert_to_tensor(sample[Key.IMAGE], track_meta=False)
         source = self.sources[sample[Key.SECTION]]
-        sample[Key.IMAGE] = image.clamp(0, 1).mul_(2 * IMAGE_RANGE).sub_(IMAGE_RANGE)
+        sample[Key.IMAGE] = to_network_range(image)
         sample[Key.COUNTS] = counts_of(source, sample[PatchKey.SPOT_IDS])
         sample.setdefault(Key.OCCLUDED, torch.zeros_like(sample[Key.LABEL], dtype=torch.bool))
         return sample
+
+
+def to_network_range(image: Tensor) -> Tensor:
+    """Scale an image from [0, 1] to [-0.9, 0.9], the range that the networks take; what lies outside is clipped."""
+    return image.clamp(0, 1).mul_(2 * IMAGE_RANGE).sub_(IMAGE_RANGE)
 
 
 def counts_of(source: PatchSource, ids: Tensor) -> Tensor:

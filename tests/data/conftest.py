@@ -66,7 +66,9 @@ def make_assay() -> MakeAssay:
 def make_section(make_assay: MakeAssay) -> MakeSection:
     """The painted slide joined with an assay, its own by default, at 4 um."""
 
-    def make(assay: Assay | None = None, *, alone: bool = False, slide_mpp: float = 2.0, source: str = "", **kwargs: Any) -> Section:
+    def make(
+        assay: Assay | None = None, *, alone: bool = False, slide_mpp: float = 2.0, source: str = "", **kwargs: Any
+    ) -> Section:
         own = make_assay()
         assert isinstance(own.image, np.ndarray)
         with Slide.from_array(own.image, mpp=slide_mpp, name="painted") as slide:

@@ -92,11 +92,13 @@ def test_positions_that_are_not_finite_lie_off_the_slide(make_section: MakeSecti
 
 
 @pytest.mark.parametrize("source", ["assay", "caller"])
-@pytest.mark.parametrize(("factor", "answer"), [(4.0, "0.25 (tissue_hires_scalef)"), (0.25, "4 (1 / tissue_hires_scalef)")])
+@pytest.mark.parametrize(
+    ("factor", "answer"), [(4.0, "0.25 (tissue_hires_scalef)"), (0.25, "4 (1 / tissue_hires_scalef)")]
+)
 def test_coordinates_of_another_image_are_recognised(
     factor: float, answer: str, source: str, make_assay: MakeAssay, make_section: MakeSection
 ) -> None:
-    """Full-resolution coordinates on a small image, and the reverse: the factor to pass is named, whatever gave the mpp."""
+    """Full-resolution coordinates on a small image, and the reverse: the factor is named, whatever gave the mpp."""
     assay = make_assay(factor=factor, mpp=2.0 / factor)
     report = preflight(make_section(assay, source=source), assay)
     assert verdicts(report)["frame"] == "fault"
@@ -198,7 +200,9 @@ def test_missing_and_repeated_barcodes_are_listed(make_section: MakeSection) -> 
         "2 missing (rows 10, 20) and 7 given more than once (S0, S1, S2, S4, S5); give each spot one barcode of its own"
     )
     missing = [None, *section.spots.index[1:]]
-    assert "1 missing (rows 0); " in text(preflight(replace(section, spots=section.spots.set_axis(missing))), "barcodes")
+    assert "1 missing (rows 0); " in text(
+        preflight(replace(section, spots=section.spots.set_axis(missing))), "barcodes"
+    )
     twice = [*section.spots.index[:-1], "S0"]
     assert text(preflight(replace(section, spots=section.spots.set_axis(twice))), "barcodes").startswith("1 given more")
 
@@ -217,7 +221,9 @@ def test_all_faults_come_at_once(make_section: MakeSection) -> None:
     """The error names every failed check, one a line."""
     section = make_section()
     broken = moved(section, x_um=section.spots["x_um"] + 5000, radius_um=500.0).spots.set_axis(["a"] * section.n_spots)
-    with pytest.raises(AlignmentError, match=r"(?s)4 check.*- barcodes: .*- spots on slide: .*- spot diam.*- spots on ti"):
+    with pytest.raises(
+        AlignmentError, match=r"(?s)4 check.*- barcodes: .*- spots on slide: .*- spot diam.*- spots on ti"
+    ):
         preflight(replace(section, spots=broken)).raise_if_faulty()
 
 

@@ -22,7 +22,9 @@ from superst_monai.errors import AlignmentError, AssayError, ResolutionError, Sh
 Finder = Callable[[NDArray[np.uint8], float], NDArray[np.bool_]]
 
 
-def test_a_joined_section_is_in_micrometres(make_assay: Callable[..., Assay], make_section: Callable[..., Section]) -> None:
+def test_a_joined_section_is_in_micrometres(
+    make_assay: Callable[..., Assay], make_section: Callable[..., Section]
+) -> None:
     """Centres and radii are level-0 pixels times mpp; counts, genes and further columns are those of the assay."""
     assay = make_assay()
     section = make_section(columns={"patient": "p1"})
@@ -83,7 +85,7 @@ def test_coarser_pixels_keep_the_mean_and_the_micrometres(mpp: float, make_secti
     assert coarse.tissue.shape == (round(height * 4 / mpp), round(width * 4 / mpp))
     inner = section.image[: int(coarse.tissue.shape[0] * mpp / 4), : int(coarse.tissue.shape[1] * mpp / 4)]
     np.testing.assert_allclose(coarse.image.mean((0, 1)), inner.mean((0, 1)), atol=0.5)
-    np.testing.assert_allclose(coarse.tissue.sum() * mpp**2, section.tissue.sum() * 16, rtol=0.03)
+    np.testing.assert_allclose(coarse.tissue.sum() * mpp**2, section.tissue.sum() * 16, rtol=0.05)
     assert coarse.spots is section.spots
     assert coarse.mpp == mpp
 

@@ -1,0 +1,127 @@
+"""`superst predict`, `superst maps` and `superst evaluate`: from a run to numbers and figures."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from superst_monai.cli.kernel import given, if_interrupted
+from superst_monai.cli.options import (
+    Folder,
+    Overwrite,
+    Seed,
+    SlideMpp,
+    gene_list,
+    pairs,
+    require_inputs,
+    require_store_name,
+)
+from superst_monai.errors import RunError
+
+if TYPE_CHECKING:
+    from superst_monai.data.section import Section
+    from superst_monai.data.slide import Slide
+
+MapsPath = Annotated[Path, typer.Argument(metavar="MAPS.zarr", help="Posterior maps of superst predict.")]
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of superst train.")],
+    source: Annotated[Path, typer.Argument(metavar="SECTION_OR_SLIDE", help="Prepared section, or any slide.")],
+    out: Annotated[Path, typer.Option("--out", help="Maps to write, a folder that ends in .zarr.")],
+    samples: Annotated[int | None, typer.Option(help="Posterior samples.", show_default="10")] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LEVEL", help="Level of a covariate on this slide; repeatable.", show_default=False),
+    ] = None,
+    slide_mpp: SlideMpp = None,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Predict the expression of every gene at the resolution of the image, with its uncertainty."""
+    require_inputs(RUN=run, SECTION_OR_SLIDE=source)
+    require_store_name(out, overwrite=overwrite)
+    conditions = pairs(condition, "--condition")
+    from superst_monai.cli.progress import Progress
+    from superst_monai.inference.run import load_run
+    from superst_monai.inference.slide_map import predict as write_maps
+    from superst_monai.transforms.tissue import find_tissue
+
+    settings = given(samples=samples, seed=seed, conditions=conditions or None)
+    with if_interrupted(lambda: "Nothing was written."), ExitStack() as stack:
+        tissue = open_source(source, slide_mpp, stack)
+        show = stack.enter_context(Progress("predicting"))
+        write_maps(load_run(run), tissue, out, show=show, find_tissue=find_tissue, overwrite=overwrite, **settings)
+    typer.echo(f"wrote {out}; next: superst maps {out} --genes A,B --out figures")
+
+
+def open_source(source: Path, slide_mpp: float | None, stack: ExitStack) -> Section | Slide:
+    """Read a section, or open a slide until the stack closes.
+
+    Raises:
+        RunError: a resolution is given for a section, which has one.
+    """
+    from superst_monai.cli.inspection import is_store
+
+    if is_store(source):
+        if slide_mpp is not None:
+            raise RunError(f"--slide-mpp is for a slide, but {source} is a section with its own; leave it out.")
+        from superst_monai.data.store import read_section
+
+        return read_section(source)
+    from superst_monai.data.slide import Slide
+
+    return stack.enter_context(Slide.open(source, mpp=slide_mpp))
+
+
+def gene_maps(
+    maps: MapsPath,
+    genes: Annotated[str, typer.Option(metavar="A,B", help="Genes, separated by commas.")],
+    out: Folder,
+) -> None:
+    """Draw genes: histology, expected UMIs per pixel and their standard deviation, with a table of the numbers."""
+    require_inputs(MAPS=maps)
+    wanted = gene_list(genes)
+    from superst_monai.analysis.gene_maps import write_gene_maps
+
+    for path in write_gene_maps(maps, wanted, out):
+        typer.echo(f"wrote {path}")
+
+
+def evaluate(
+    maps: MapsPath,
+    truth: Annotated[Path, typer.Option(help="Section with counts of the same slide.")],
+    out: Folder,
+) -> None:
+    """Compare maps with the counts of a section: correlation, error, likelihood, coverage, and the baselines'."""
+    require_inputs(MAPS=maps, truth=truth)
+    from superst_monai.analysis.report import evaluate_maps
+    from superst_monai.cli.tables import show_rows
+
+    result = evaluate_maps(maps, truth, out)
+    for note in result["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    rows = [_row("superst", result)]
+    rows += [_row(name.replace("_", " "), found) for name, found in result["baselines"].items() if found is not None]
+    headings = ("", "r raw, top 100", "r raw, all", "r log-norm., top 100", "r log-norm., all", "depth r", "R2, top 100")
+    show_rows(f"{result['n_spots']} spots, {result['n_genes']} genes; median over genes", headings, rows)
+    covered = ", ".join(f"{level} % interval covers {_percent(v)}" for level, v in result["coverage"].items())
+    typer.echo(f"{covered}; log likelihood {_number(result['nb_loglik_per_spot'])} nats per spot")
+    typer.echo(f"wrote {out}: evaluation.json, genes.csv, predicted.h5ad, evaluation.png")
+
+
+def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    """Scores of the model or of a baseline."""
+    medians = [found[kind][part]["median"] for kind in ("raw", "lognorm") for part in ("top100", "all")]
+    return (name, *map(_number, [*medians, found["depth"], found["r2"]["top100"]]))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

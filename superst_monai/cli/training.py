@@ -1,0 +1,99 @@
+"""`superst train` and `superst demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superst_monai.cli.kernel import given, if_interrupted
+from superst_monai.cli.options import Seed, pairs, require_inputs
+from superst_monai.errors import RunError
+
+
+def train(
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write, new or empty.")],
+    sections: Annotated[list[Path] | None, typer.Argument(metavar="SECTION", help="Stores of superst prepare.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many passes over the sections.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="At most so much wall-clock, minutes.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Working resolution, um per pixel.", show_default="chosen from the spots")
+    ] = None,
+    covariate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="Effect of a column of the spots, such as section=section; repeatable."),
+    ] = None,
+    seed: Seed = None,
+    metagenes: Annotated[int | None, typer.Option(help="Most metagenes.", show_default="12")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch, pixels.", show_default="96")] = None,
+    batch: Annotated[int | None, typer.Option(help="Patches of one step.", show_default="6")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="First step size of Adam.", show_default="0.002")] = None,
+    depth: Annotated[int | None, typer.Option(help="Levels of the network.", show_default="5")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of its finest level.", show_default="16")] = None,
+    val_share: Annotated[float | None, typer.Option(help="Share of spots held out.", show_default="0.1")] = None,
+    min_counts: Annotated[int | None, typer.Option(help="Least UMIs of a gene.", show_default="50")] = None,
+    exclude_genes: Annotated[
+        str | None, typer.Option(help="Regular expression of genes to leave out.", show_default="mitochondrial, ribosomal")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; needs no sections.")] = False,
+) -> None:
+    """Train on sections and write a run folder, which is a MONAI bundle with weights."""
+    options = {"n_metagenes": metagenes, "patch_px": patch, "batch_size": batch, "learning_rate": learning_rate}
+    options |= {"depth": depth, "width": width, "val_share": val_share}
+    options |= {"min_counts": min_counts, "exclude_genes": exclude_genes}
+    settings = given(mpp=mpp, seed=seed, covariates=pairs(covariate, "--covariate") or None, options=given(**options) or None)
+    check_sections(sections or [], out, settings, resume=resume)
+    from superst_monai.cli.progress import Progress
+    from superst_monai.engines.workflow import train as run
+
+    limits = given(epochs=epochs, minutes=minutes)
+    with if_interrupted(lambda: kept(out)), Progress("training") as show:
+        folder = run(sections or [], out, resume=resume, show=show, **limits, **settings)
+    typer.echo(f"wrote {folder}; next: superst predict {folder} SECTION_OR_SLIDE --out MAPS.zarr")
+
+
+def check_sections(sections: list[Path], out: Path, settings: dict[str, object], *, resume: bool) -> None:
+    """Refuse sections or settings beside --resume, and a new run without sections.
+
+    Raises:
+        RunError: they do not go together.
+        StoreError: a section does not exist.
+    """
+    if resume and (sections or settings):
+        what = "sections" if sections else ", ".join(settings)
+        raise RunError(
+            f"--resume takes everything but --epochs and --minutes from the run {out}, but {what} were given too; "
+            "leave them out, or start a new run in another folder."
+        )
+    if not resume and not sections:
+        raise RunError("a new run needs at least one SECTION, got none; name stores of `superst prepare`, or --resume.")
+    require_inputs(SECTION=sections)
+
+
+def kept(out: Path) -> str:
+    """What an interrupted training left in its folder, and how to go on."""
+    if not (out / "run.json").exists():
+        return "Training had not begun; give the same command again."
+    checkpoints = sorted((out / "checkpoints").glob("checkpoint_*.pt"), key=lambda path: path.stat().st_mtime)
+    state = f"{out} keeps {checkpoints[-1].stem}" if checkpoints else f"{out} holds the settings, no checkpoint yet"
+    return f"{state}; go on with: superst train --resume --out {out}"
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")] = Path("superst-demo"),
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock of the training, minutes.", show_default="4.0")] = None,
+    seed: Seed = None,
+) -> None:
+    """Make a synthetic tissue, train on its spots, and see how well the map finds what lies within them."""
+    from superst_monai.cli.progress import Progress
+    from superst_monai.cli.tables import show_rows
+    from superst_monai.experiments.demo import run_demo
+
+    with if_interrupted(lambda: kept(out / "run")), Progress("training") as show:
+        summary = run_demo(out, show=show, **given(minutes=minutes, seed=seed))
+    rows = [
+        (subtype, f"{auc:.3f}", f"{summary['baseline_auc'][subtype]:.3f}") for subtype, auc in summary["auc"].items()
+    ]
+    show_rows("Area under the ROC curve over pixels", ("subtype", "superst", "spots spread evenly"), rows)
+    typer.echo(f"wrote {out} in {summary['seconds']:.0f} s; look at {out / 'demo.png'} and {out / 'summary.md'}")

@@ -1,0 +1,177 @@
+"""Posterior samples of a tile of the map that agree with those of its neighbours, whatever the tiling.
+
+A tile is computed from a window that reaches beyond it by a halo, so that zero padding at the window's border does not
+reach the tile; and the noise of z is a function of the absolute position, so that two windows draw the same z where
+they overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from superst_monai.errors import RunError
+from superst_monai.model.objective import FusionVAE
+
+_BLOCK_PX = 64
+"""Side of a block of noise [image px]; a block is drawn whole."""
+_LATENT_STREAM = 0  # spawn keys of a sample: its z (and level), and everything else
+
+
+class Window(NamedTuple):
+    """A box of the map [px of the map]; it may reach beyond it."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    def grown(self, by: int) -> Window:
+        """The window with a margin on each side."""
+        return Window(self.row - by, self.col - by, self.height + 2 * by, self.width + 2 * by)
+
+
+@dataclass(frozen=True)
+class Halo:
+    """How far a pixel of the map sees [px], rounded up to whole pixels of the deepest level.
+
+    Attributes:
+        decoder: reach of the map into the latent variables.
+        whole: reach of the map into the image, through decoder and encoder.
+    """
+
+    decoder: int
+    whole: int
+
+
+def halo_of(depth: int) -> Halo:
+    """Reach of a network of D levels, by following the pixels that a tile needs down and up the pyramid.
+
+    At level d a tile needs the fused features [lo_d, hi_d]. The two 3 x 3 convolutions of a join widen that by 2; what
+    comes from the level below is up-sampled by the nearest pixel, so that level d + 1 is needed on [lo_d // 2,
+    hi_d // 2]; the deepest level has one convolution. z_d then comes from a head and a convolution (3 x 3 each) on
+    encoder features of level d, and these by a convolution of stride 2 (pixel i reads 2 i - 1 ... 2 i + 1 of the
+    level above) and by one more on each level above, two on the first.
+
+    Args:
+        depth: D.
+    """
+    multiple = 2 ** (depth - 1)
+    low, high = 0, multiple - 1  # a tile on the grid of the deepest level
+    decoder = whole = 0
+    for level in range(depth):
+        widen = 2 if level < depth - 1 else 1
+        low, high = low - widen, high + widen  # of z_level
+        decoder = max(decoder, -low * 2**level, (high + 1) * 2**level - multiple)
+        first, last = low - 1, high + 1  # of the encoder's features at this level
+        for _ in range(level):
+            first, last = 2 * (first - 1) - 1, 2 * (last + 1) + 1
+        whole = max(whole, 2 - first, last + 2 - (multiple - 1))
+        low, high = low // 2, high // 2
+    return Halo(*(-(-reach // multiple) * multiple for reach in (decoder, whole)))
+
+
+def latent_noise(shape: Sequence[int], *, row: int, col: int, level: int, key: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Standard normal noise of one level of one sample in a box, a function of the absolute position.
+
+    The plane is cut into blocks of 64 image pixels, and each is a counter range of its own of one Philox stream, so
+    that no block needs another (Salmon et al. 2011, doi:10.1145/2063384.2063405).
+
+    Args:
+        shape: `(C, h, w)`.
+        row: first row of the box [px of the level]; may be negative.
+        col: first column.
+        level: d, pyramid level.
+        key: of the stream `(2,)`.
+
+    Returns:
+        `(C, h, w)`.
+    """
+    channels, height, width = shape
+    block = max(1, _BLOCK_PX >> level)
+    rows = range(row // block, (row + height - 1) // block + 1)
+    cols = range(col // block, (col + width - 1) // block + 1)
+    noise = np.empty((channels, len(rows) * block, len(cols) * block), np.float32)
+    for i, block_row in enumerate(rows):
+        for j, block_col in enumerate(cols):
+            place = [block_row % 2**64, block_col % 2**64]
+            stream = np.random.Philox(key=key, counter=np.array([0, 0, *place], np.uint64))
+            drawn = np.random.Generator(stream).standard_normal((channels, block, block), np.float32)
+            noise[:, i * block : (i + 1) * block, j * block : (j + 1) * block] = drawn
+    top, left = row - rows[0] * block, col - cols[0] * block
+    return noise[:, top : top + height, left : left + width]
+
+
+class TileSampler:
+    """Draws the scaled activity of windows of one slide, sample by sample.
+
+    Args:
+        network: in evaluation mode.
+        samples: N.
+        seed: sample n of a seed is the same whatever N, the tiling and the device's number of threads.
+
+    Raises:
+        RunError: fewer than one sample, or a negative seed.
+    """
+
+    def __init__(self, network: FusionVAE, *, samples: int, seed: int) -> None:
+        """Derive the key of each sample and level."""
+        faults = [f"samples must be at least 1, got {samples}"] * (samples < 1)
+        faults += [f"seed must not be negative, got {seed}"] * (seed < 0)
+        if faults:
+            raise RunError("; ".join(faults) + "; for example samples=10, seed=0.")
+        depth = network.arch.depth
+        self.network = network
+        self.samples = samples
+        self.multiple = 2 ** (depth - 1)
+        self.halo = halo_of(depth)
+        self._keys = [
+            [
+                np.random.SeedSequence(seed, spawn_key=(n, _LATENT_STREAM, level)).generate_state(2, np.uint64)
+                for level in range(depth)
+            ]
+            for n in range(samples)
+        ]
+
+    def draw(self, image: Tensor, window: Window) -> Iterator[Tensor]:
+        """Encode the image once and decode N samples of its latent variables.
+
+        Args:
+            image: `(3, height + 2 whole, width + 2 whole)` in [-0.9, 0.9]: the window grown by the whole halo.
+            window: part of the map to draw, its corner and sides multiples of 2^(D-1).
+
+        Yields:
+            Scaled activity `(K, height, width)` float32 of sample 0, 1, ... N - 1, on the CPU [1/px].
+        """
+        device = next(self.network.parameters()).device
+        batch = image[None].to(device).contiguous(memory_format=torch.channels_last)  # (1, 3, H, W)
+        trim, edge = self.halo.whole - self.halo.decoder, self.halo.decoder
+        inner = window.grown(edge)
+        with torch.inference_mode():
+            laws = [
+                tuple(
+                    part[..., trim >> d : (trim + inner.height) >> d, trim >> d : (trim + inner.width) >> d]
+                    for part in law
+                )
+                for d, law in enumerate(self.network.guide.encoder(batch))
+            ]
+        for keys in self._keys:
+            with torch.inference_mode():
+                activity, scale = self.network.generative.expression(self._decode(laws, keys, inner))
+                scaled = (activity * scale)[0, :, edge : edge + window.height, edge : edge + window.width].cpu()
+            yield scaled
+
+    def _decode(self, laws: Sequence[tuple[Tensor, ...]], keys: Sequence[NDArray[np.uint64]], inner: Window) -> Tensor:
+        """Features `(1, C_0, H, W)` of one draw of all latent variables in a window."""
+        latents = []
+        for level, ((mean, sd), key) in enumerate(zip(laws, keys, strict=True)):
+            place = {"row": inner.row >> level, "col": inner.col >> level, "level": level}
+            noise = torch.from_numpy(latent_noise(mean.shape[1:], key=key, **place)).to(mean.device)
+            latents.append((mean + sd * noise).contiguous(memory_format=torch.channels_last))
+        return self.network.generative.decode(latents)

@@ -1,0 +1,128 @@
+"""Posterior samples of what a gene does: its log rate in each metagene and its logit, under a slide's conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from superst_monai.data.section import Section
+from superst_monai.errors import RunError
+from superst_monai.inference.run import Run
+from superst_monai.model.objective import FusionVAE
+
+Floats = NDArray[np.float32]
+_GLOBAL_STREAM = 1  # spawn key beside that of z
+
+
+@dataclass(frozen=True, eq=False)
+class RateSamples:
+    """N joint draws of the global variables.
+
+    Attributes:
+        log_rate: log r_nkg, `(N, K, G)`.
+        logit: `(N, G)`.
+        levels: level of each covariate in each sample.
+    """
+
+    log_rate: Floats
+    logit: Floats
+    levels: Mapping[str, list[str]]
+
+
+def choose_conditions(run: Run, source: object, given: Mapping[str, str] | None) -> dict[str, str | None]:
+    """Level of each covariate of the run on a slide: the given one, else what the section says, else unknown.
+
+    Args:
+        run: knows the levels, and the column of the spot table that each covariate was read from.
+        source: a Section is asked for its column; anything else says nothing.
+        given: levels that the user states.
+
+    Returns:
+        One entry a covariate of the run; None is unknown.
+
+    Raises:
+        RunError: a covariate or level that the run does not have; all faults.
+    """
+    known, stated = run.covariates, dict(given or {})
+    faults = []
+    for name, level in stated.items():
+        if name not in known:
+            have = f"its covariates are {', '.join(known)}" if known else "it has no covariates"
+            faults.append(f"{name}={level} names no covariate of this run: {have}; leave --condition out")
+        elif level not in known[name]:
+            faults.append(
+                f"{name}={level} is not among the levels {', '.join(known[name])} of this run; "
+                "leave --condition out to average over them"
+            )
+    if faults:
+        raise RunError("; ".join(faults) + ".")
+    columns = run.record.get("covariate_columns", {})
+    return {c: stated.get(c) or _level_of(source, columns.get(c, c), levels) for c, levels in known.items()}
+
+
+def _level_of(source: object, column: str, levels: list[str]) -> str | None:
+    """The one known level that a section's column holds."""
+    if not isinstance(source, Section) or column not in source.spots:
+        return None
+    values = source.spots[column].dropna().astype(str).unique()
+    return str(values[0]) if len(values) == 1 and values[0] in levels else None
+
+
+def draw_rates(
+    network: FusionVAE, conditions: Mapping[str, str | None], *, samples: int, seed: int
+) -> RateSamples:
+    """Draw profiles and effects from the guide; an unknown condition is drawn too, each level as likely as any other.
+
+    log r_nkg = log r_g + sum_c beta_{c, j(n, c), g} + w_kg and logit_ng = l_g + sum_c gamma_{c, j(n, c), g}.
+
+    Args:
+        network: on the CPU or not; the numbers are drawn on the CPU.
+        conditions: level of each covariate, None where unknown.
+        samples: N.
+        seed: sample n of a seed is the same whatever N.
+    """
+    guide, model, known = network.guide, network.generative, network.arch.covariates
+    baseline, logit_baseline = _array(model.log_rate), _array(model.logit)
+    profile = _array(guide.profile.mean), np.exp(_array(guide.profile.log_sd))
+    effects = {
+        c: [(_array(q.mean), np.exp(_array(q.log_sd))) for q in (guide.rate_effect[c], guide.logit_effect[c])]
+        for c in known
+    }
+    log_rate = np.empty((samples, *profile[0].shape), np.float32)
+    logit = np.empty((samples, len(baseline)), np.float32)
+    levels: dict[str, list[str]] = {c: [] for c in known}
+    for n in range(samples):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(n, _GLOBAL_STREAM)))
+        log_rate[n] = baseline + profile[0] + profile[1] * rng.standard_normal(profile[0].shape, np.float32)
+        logit[n] = logit_baseline
+        for c, names in known.items():
+            drawn = int(rng.integers(len(names)))  # also where the level is known: the stream stays in step
+            level = conditions[c]
+            j = drawn if level is None else list(names).index(level)
+            levels[c].append(names[j])
+            for out, (mean, sd) in zip((log_rate[n], logit[n]), effects[c], strict=True):
+                out += mean[j] + sd[j] * rng.standard_normal(len(baseline), np.float32)
+    return RateSamples(log_rate, logit, levels)
+
+
+def rate_moments(network: FusionVAE, conditions: Mapping[str, str | None]) -> tuple[Floats, Floats]:
+    """Exact mean and sd `(K, G)` of the log rates that `draw_rates` draws, by the law of total variance over levels."""
+    guide, model = network.guide, network.generative
+    mean = _array(model.log_rate) + _array(guide.profile.mean)  # (K, G)
+    variance = np.exp(2 * _array(guide.profile.log_sd))
+    for c, names in network.arch.covariates.items():
+        level = conditions[c]
+        chosen = slice(None) if level is None else [list(names).index(level)]
+        effect, sd = _array(guide.rate_effect[c].mean)[chosen], np.exp(_array(guide.rate_effect[c].log_sd))[chosen]
+        mean = mean + effect.mean(0)
+        variance = variance + (sd**2).mean(0) + effect.var(0)
+    return mean, np.sqrt(variance)
+
+
+def _array(value: Tensor) -> Floats:
+    """A parameter as float32 on the CPU."""
+    return np.asarray(value.detach().float().cpu().numpy())
