@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import typer
 
@@ -20,7 +20,6 @@ BAD_INPUT, OUR_FAULT, INTERRUPTED = 2, 1, 130
 _CHATTER = ("ignite", "monai", "pyro", "matplotlib", "numcodecs", "ome_zarr", "spatialdata", "zarr", "fsspec", "PIL")
 
 Body = Callable[..., None]
-Value = TypeVar("Value")
 
 
 def add_command(app: typer.Typer, name: str, body: Body, *, example: str) -> None:
@@ -51,7 +50,9 @@ def guarded(body: Body) -> Body:
             raise typer.Exit(INTERRUPTED) from exc
         except Exception as exc:
             traceback.print_exc(file=sys.stderr)
-            complain(f"unexpected {type(exc).__name__}: {exc}; this is a fault of superst, please report the lines above.")
+            complain(
+                f"unexpected {type(exc).__name__}: {exc}; this is a fault of superst, please report the lines above."
+            )
             raise typer.Exit(OUR_FAULT) from exc
 
     return run
@@ -96,6 +97,6 @@ def quiet_libraries() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def given(**options: Value | None) -> dict[str, Value]:
+def given(**options: Any) -> dict[str, Any]:
     """The options that the user gave; the others keep the defaults of what is called."""
     return {name: value for name, value in options.items() if value is not None}

@@ -22,6 +22,7 @@ class Progress:
     """
 
     def __init__(self, what: str, *, console: Console | None = None) -> None:
+        """Draw nothing yet."""
         self.what = what
         self._console = console or Console(file=sys.stderr, highlight=False, markup=False)
         self._bar: bars.Progress | None = None

@@ -106,7 +106,15 @@ def evaluate(
         typer.echo(f"note: {note}", err=True)
     rows = [_row("superst", result)]
     rows += [_row(name.replace("_", " "), found) for name, found in result["baselines"].items() if found is not None]
-    headings = ("", "r raw, top 100", "r raw, all", "r log-norm., top 100", "r log-norm., all", "depth r", "R2, top 100")
+    headings = (
+        "",
+        "r raw, top 100",
+        "r raw, all",
+        "r log-norm., top 100",
+        "r log-norm., all",
+        "depth r",
+        "R2, top 100",
+    )
     show_rows(f"{result['n_spots']} spots, {result['n_genes']} genes; median over genes", headings, rows)
     covered = ", ".join(f"{level} % interval covers {_percent(v)}" for level, v in result["coverage"].items())
     typer.echo(f"{covered}; log likelihood {_number(result['nb_loglik_per_spot'])} nats per spot")

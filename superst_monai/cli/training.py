@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,9 @@ def train(
     ] = None,
     covariate: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COLUMN", help="Effect of a column of the spots, such as section=section; repeatable."),
+        typer.Option(
+            metavar="NAME=COLUMN", help="Effect of a column of the spots, such as section=section; repeatable."
+        ),
     ] = None,
     seed: Seed = None,
     metagenes: Annotated[int | None, typer.Option(help="Most metagenes.", show_default="12")] = None,
@@ -34,15 +36,23 @@ def train(
     val_share: Annotated[float | None, typer.Option(help="Share of spots held out.", show_default="0.1")] = None,
     min_counts: Annotated[int | None, typer.Option(help="Least UMIs of a gene.", show_default="50")] = None,
     exclude_genes: Annotated[
-        str | None, typer.Option(help="Regular expression of genes to leave out.", show_default="mitochondrial, ribosomal")
+        str | None,
+        typer.Option(help="Regular expression of genes to leave out.", show_default="mitochondrial, ribosomal"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; needs no sections.")] = False,
 ) -> None:
     """Train on sections and write a run folder, which is a MONAI bundle with weights."""
-    options = {"n_metagenes": metagenes, "patch_px": patch, "batch_size": batch, "learning_rate": learning_rate}
+    options: dict[str, Any] = {
+        "n_metagenes": metagenes,
+        "patch_px": patch,
+        "batch_size": batch,
+        "learning_rate": learning_rate,
+    }
     options |= {"depth": depth, "width": width, "val_share": val_share}
     options |= {"min_counts": min_counts, "exclude_genes": exclude_genes}
-    settings = given(mpp=mpp, seed=seed, covariates=pairs(covariate, "--covariate") or None, options=given(**options) or None)
+    settings = given(
+        mpp=mpp, seed=seed, covariates=pairs(covariate, "--covariate") or None, options=given(**options) or None
+    )
     check_sections(sections or [], out, settings, resume=resume)
     from superst_monai.cli.progress import Progress
     from superst_monai.engines.workflow import train as run
@@ -53,7 +63,7 @@ def train(
     typer.echo(f"wrote {folder}; next: superst predict {folder} SECTION_OR_SLIDE --out MAPS.zarr")
 
 
-def check_sections(sections: list[Path], out: Path, settings: dict[str, object], *, resume: bool) -> None:
+def check_sections(sections: list[Path], out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """Refuse sections or settings beside --resume, and a new run without sections.
 
     Raises:
@@ -82,7 +92,9 @@ def kept(out: Path) -> str:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")] = Path("superst-demo"),
-    minutes: Annotated[float | None, typer.Option(help="Wall-clock of the training, minutes.", show_default="4.0")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Wall-clock of the training, minutes.", show_default="4.0")
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Make a synthetic tissue, train on its spots, and see how well the map finds what lies within them."""

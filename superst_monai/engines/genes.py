@@ -43,7 +43,8 @@ def select_genes(sections: Sequence[Section], *, min_counts: int, exclude: str) 
             f"no gene is left of {len(names)}: none reaches {min_counts} UMIs and escapes {exclude!r}; "
             "lower --min-counts or pass another --exclude-genes."
         )
-    return sections[0].genes.loc[kept, ["gene_id"]].rename_axis("gene")
+    chosen: pd.DataFrame = sections[0].genes.loc[kept, ["gene_id"]].rename_axis("gene")
+    return chosen
 
 
 def gene_totals(section: Section, names: pd.Index) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -27,6 +27,12 @@ SCORE = "val_loglik_per_spot"
 """Name of the held-out score: expression log-likelihood of a held-out spot [nat], higher is better."""
 
 
+def output_of(engine: Engine) -> dict[str, Any]:
+    """What the last iteration of a MONAI engine produced, by MONAI's keys."""
+    found: Any = engine.state.output
+    return dict(found)
+
+
 class EpochSeed:
     """Makes each epoch a function of (seed, epoch): patches and noise of a resumed run equal those of a whole one.
 
@@ -89,7 +95,7 @@ class FiniteGuard:
 
     def check_loss(self, engine: Engine) -> None:
         """Raise TrainingError when the loss is no number."""
-        self._stop_unless(bool(torch.isfinite(engine.state.output["loss"])), engine, "loss")
+        self._stop_unless(bool(torch.isfinite(output_of(engine)["loss"])), engine, "loss")
 
     def check_gradients(self, engine: Engine) -> None:
         """Clip the gradients; raise TrainingError when their norm is no number."""
@@ -99,11 +105,12 @@ class FiniteGuard:
     def _stop_unless(self, finite: bool, engine: Engine, what: str) -> None:
         if finite:
             return
-        pred = engine.state.output["pred"]
+        pred, loss = output_of(engine)["pred"], float(output_of(engine)["loss"])
         parts = ", ".join(f"{name} {float(pred[name]):.6g}" for name in PARTS)
-        sections = engine.state.batch[Key.SECTION].tolist()
+        batch: Any = engine.state.batch
+        sections = batch[Key.SECTION].tolist()
         raise TrainingError(
-            f"the {what} must stay finite, but became {float(engine.state.output['loss'])} at step "
+            f"the {what} must stay finite, but became {loss} at step "
             f"{engine.state.iteration} (epoch {engine.state.epoch}, patches of sections {sections}; {parts}). Training "
             f"stopped; the last good checkpoint is in {self.checkpoints.name}/: continue it with --resume, "
             "or start again with a smaller --learning-rate."
@@ -177,7 +184,7 @@ class MetricsLog:
         self._score = evaluator.state.metrics.get(SCORE)
 
     def _add(self, engine: Engine) -> None:
-        for name, value in engine.state.output["pred"].items():
+        for name, value in output_of(engine)["pred"].items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._steps += 1
 
@@ -207,7 +214,7 @@ class MetageneImages:
 
     def __call__(self, engine: Engine) -> None:
         """Write one image: the patch, then each metagene scaled to its own maximum."""
-        image: Tensor = engine.state.output[Key.IMAGE.value][:1]
+        image: Tensor = output_of(engine)[Key.IMAGE.value][:1]
         with torch.no_grad():
             maps = self.network(image)[0].float()  # (K, H, W)
         maps = maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
@@ -244,5 +251,5 @@ class Heartbeat:
     def _report(self, engine: Engine) -> None:
         if engine.state.output:
             self.show(
-                self.budget.fraction(engine.state.iteration), self.budget.spent_s, float(engine.state.output["loss"])
+                self.budget.fraction(engine.state.iteration), self.budget.spent_s, float(output_of(engine)["loss"])
             )

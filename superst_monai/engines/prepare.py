@@ -59,5 +59,5 @@ def parameter_groups(
 def prefers_bfloat16(device: torch.device) -> bool:
     """Whether convolutions run faster in bfloat16: on GPUs that have it, and on CPUs with its instructions."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -8,11 +8,12 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -138,7 +139,7 @@ def _inputs(data: TrainingData) -> dict[str, Any]:
     for section, path, counts in zip(data.sections, data.paths, data.counts, strict=True):
         digest = hashlib.sha256()
         for part in (counts.data, counts.indices, counts.indptr, section.image):
-            digest.update(memoryview(part).cast("B"))
+            digest.update(np.ascontiguousarray(part).tobytes())
         sections.append(
             {"name": section.name, "path": path, "sha256": digest.hexdigest(), "slide": section.slide.get("sha256"), "spots": section.n_spots}
         )
@@ -169,9 +170,3 @@ def _copy(source: Path, target: Path) -> None:
     else:
         shutil.copyfile(source, target)
 
-
-def read_genes(path: Path) -> Sequence[str]:
-    """Names in a run's `genes.csv`."""
-    import pandas as pd
-
-    return [str(name) for name in pd.read_csv(path, index_col="gene", keep_default_na=False).index]

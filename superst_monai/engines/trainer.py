@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
@@ -17,7 +17,7 @@ from monai.handlers import (
     ValidationHandler,
 )
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from superst_monai.engines.budget import Budget
@@ -72,7 +72,7 @@ class Checkpoints:
         everything = {"network": self.network, **self.state, "trainer": engine}
         last = self.folder.last_checkpoint() if self.folder.resume else None
         if last is not None:
-            CheckpointLoader(str(last), everything, map_location="cpu").attach(engine)
+            CheckpointLoader(str(last), everything, map_location=None).attach(engine)
         CheckpointSaver(
             str(self.folder.checkpoints),
             everything,
@@ -141,7 +141,7 @@ def training_handlers(
     *,
     network: FusionVAE,
     optimizer: Optimizer,
-    lr_scheduler: LRScheduler,
+    lr_scheduler: LambdaLR,
     budget: Budget,
     dataset: PatchDataset,
     run_folder: RunFolder,
@@ -172,7 +172,7 @@ def training_handlers(
     handlers: list[Any] = [
         EpochSeed(dataset, seed),
         FiniteGuard(network, run_folder.checkpoints),
-        LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False),
+        LrScheduleHandler(cast(Any, lr_scheduler), print_lr=False, epoch_level=False),
         Clock(budget),
     ]
     if evaluator is not None:
@@ -182,6 +182,6 @@ def training_handlers(
         Checkpoints(run_folder, network, state, evaluator, every_epochs=every),
         MetricsLog(run_folder.path / "metrics.csv", budget, optimizer, evaluator),
         TensorBoardStatsHandler(writer, tag_name="loss", output_transform=loss_of),
-        Heartbeat(budget, show) if show else StatsHandler(tag_name="loss", output_transform=loss_of, iteration_log=every),
+        Heartbeat(budget, show) if show else StatsHandler(tag_name="loss", output_transform=loss_of, iteration_log=False),
     ]
     return handlers

@@ -214,11 +214,11 @@ def section_levels(sections: Sequence[Section], columns: Mapping[str, str]) -> d
     for name, column in columns.items():
         levels: list[str | None] = []
         for section in sections:
-            values = section.spots[column].dropna().astype(str) if column in section.spots else pd.Series(dtype=str)
-            values = values[values != ""].unique()
+            column_of = section.spots[column].dropna() if column in section.spots else pd.Series(dtype=object)
+            values = sorted({str(value) for value in column_of} - {""})
             if len(values) > 1:
                 faults.append(f"{name}: column {column} of {section.name} holds {len(values)} levels, not one")
-            levels.append(str(values[0]) if len(values) else None)
+            levels.append(values[0] if values else None)
         if not any(levels):
             have = ", ".join(sections[0].spots.columns)
             faults.append(f"{name}: no section has a column {column} (the first has {have})")

@@ -77,7 +77,9 @@ def halo_of(depth: int) -> Halo:
     return Halo(*(-(-reach // multiple) * multiple for reach in (decoder, whole)))
 
 
-def latent_noise(shape: Sequence[int], *, row: int, col: int, level: int, key: NDArray[np.uint64]) -> NDArray[np.float32]:
+def latent_noise(
+    shape: Sequence[int], *, row: int, col: int, level: int, key: NDArray[np.uint64]
+) -> NDArray[np.float32]:
     """Standard normal noise of one level of one sample in a box, a function of the absolute position.
 
     The plane is cut into blocks of 64 image pixels, and each is a counter range of its own of one Philox stream, so
@@ -114,7 +116,7 @@ class TileSampler:
     Args:
         network: in evaluation mode.
         samples: N.
-        seed: sample n of a seed is the same whatever N, the tiling and the device's number of threads.
+        seed: sample n of a seed is the same whatever N and the tiling.
 
     Raises:
         RunError: fewer than one sample, or a negative seed.
@@ -131,13 +133,7 @@ class TileSampler:
         self.samples = samples
         self.multiple = 2 ** (depth - 1)
         self.halo = halo_of(depth)
-        self._keys = [
-            [
-                np.random.SeedSequence(seed, spawn_key=(n, _LATENT_STREAM, level)).generate_state(2, np.uint64)
-                for level in range(depth)
-            ]
-            for n in range(samples)
-        ]
+        self._keys = [[_stream_key(seed, n, level) for level in range(depth)] for n in range(samples)]
 
     def draw(self, image: Tensor, window: Window) -> Iterator[Tensor]:
         """Encode the image once and decode N samples of its latent variables.
@@ -175,3 +171,9 @@ class TileSampler:
             noise = torch.from_numpy(latent_noise(mean.shape[1:], key=key, **place)).to(mean.device)
             latents.append((mean + sd * noise).contiguous(memory_format=torch.channels_last))
         return self.network.generative.decode(latents)
+
+
+def _stream_key(seed: int, sample: int, level: int) -> NDArray[np.uint64]:
+    """Key `(2,)` of the noise of one level of one sample."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(sample, _LATENT_STREAM, level))
+    return sequence.generate_state(2, np.uint64).astype(np.uint64)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from superst_monai.data.section import Section
 from superst_monai.errors import RunError
 from superst_monai.inference.run import Run
+from superst_monai.model.guide import MeanField
 from superst_monai.model.objective import FusionVAE
 
 Floats = NDArray[np.float32]
@@ -72,9 +74,7 @@ def _level_of(source: object, column: str, levels: list[str]) -> str | None:
     return str(values[0]) if len(values) == 1 and values[0] in levels else None
 
 
-def draw_rates(
-    network: FusionVAE, conditions: Mapping[str, str | None], *, samples: int, seed: int
-) -> RateSamples:
+def draw_rates(network: FusionVAE, conditions: Mapping[str, str | None], *, samples: int, seed: int) -> RateSamples:
     """Draw profiles and effects from the guide; an unknown condition is drawn too, each level as likely as any other.
 
     log r_nkg = log r_g + sum_c beta_{c, j(n, c), g} + w_kg and logit_ng = l_g + sum_c gamma_{c, j(n, c), g}.
@@ -87,11 +87,8 @@ def draw_rates(
     """
     guide, model, known = network.guide, network.generative, network.arch.covariates
     baseline, logit_baseline = _array(model.log_rate), _array(model.logit)
-    profile = _array(guide.profile.mean), np.exp(_array(guide.profile.log_sd))
-    effects = {
-        c: [(_array(q.mean), np.exp(_array(q.log_sd))) for q in (guide.rate_effect[c], guide.logit_effect[c])]
-        for c in known
-    }
+    profile = _law(guide.profile)
+    effects = {c: (_law(guide.rate_effect[c]), _law(guide.logit_effect[c])) for c in known}
     log_rate = np.empty((samples, *profile[0].shape), np.float32)
     logit = np.empty((samples, len(baseline)), np.float32)
     levels: dict[str, list[str]] = {c: [] for c in known}
@@ -112,15 +109,21 @@ def draw_rates(
 def rate_moments(network: FusionVAE, conditions: Mapping[str, str | None]) -> tuple[Floats, Floats]:
     """Exact mean and sd `(K, G)` of the log rates that `draw_rates` draws, by the law of total variance over levels."""
     guide, model = network.guide, network.generative
-    mean = _array(model.log_rate) + _array(guide.profile.mean)  # (K, G)
-    variance = np.exp(2 * _array(guide.profile.log_sd))
+    profile, profile_sd = _law(guide.profile)
+    mean, variance = _array(model.log_rate) + profile, profile_sd**2  # (K, G)
     for c, names in network.arch.covariates.items():
         level = conditions[c]
         chosen = slice(None) if level is None else [list(names).index(level)]
-        effect, sd = _array(guide.rate_effect[c].mean)[chosen], np.exp(_array(guide.rate_effect[c].log_sd))[chosen]
+        effect, sd = (part[chosen] for part in _law(guide.rate_effect[c]))
         mean = mean + effect.mean(0)
         variance = variance + (sd**2).mean(0) + effect.var(0)
     return mean, np.sqrt(variance)
+
+
+def _law(module: nn.Module) -> tuple[Floats, Floats]:
+    """Mean and sd of a mean-field normal."""
+    normal = cast(MeanField, module)
+    return _array(normal.mean), np.exp(_array(normal.log_sd))
 
 
 def _array(value: Tensor) -> Floats:

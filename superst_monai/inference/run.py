@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
         RunError: it is no run folder, has no weights yet, or its parts do not fit together.
     """
     path = Path(path)
-    config = _read_config(path)
-    weights = path / "models" / "model.pt"
-    if not weights.is_file():
-        raise RunError(
-            f"{path} must hold weights in models/model.pt, but there are none: training has not reached its first "
-            "validation; let it go on, or continue it with `superst train --resume`."
-        )
+    config, _ = _read_configuration(path)
     try:
         network = FusionVAE(**{key: config[key] for key in _NUMBERS})
     except (TypeError, ValueError, KeyError, RuntimeError) as exc:
@@ -78,7 +72,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
             f"{path}/configs/inference.yaml must describe a network, but none can be built from it ({exc}); "
             "restore the file from a copy of the run."
         ) from exc
-    _load_weights(network, weights)
+    _load_weights(network, _weights_of(path))
     return attach_network(path, network.to(device=device))
 
 
@@ -93,18 +87,17 @@ def attach_network(path: str | Path, network: FusionVAE) -> Run:
         RunError: the folder is no run folder, or its genes are not those of the network.
     """
     path = Path(path)
-    mpp = float(_read_config(path)["mpp"])
-    record = json.loads((path / "run.json").read_text())
+    config, record = _read_configuration(path)
     genes = _read_genes(path / "genes.csv", network.arch.n_genes)
     network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with (path / "models" / "model.pt").open("rb") as file:
+    with _weights_of(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     device = next(network.parameters()).device
-    return Run(path, network, list(genes.index), list(genes["gene_id"]), mpp, record, digest, device)
+    return Run(path, network, list(genes.index), list(genes["gene_id"]), float(config["mpp"]), record, digest, device)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read the numbers of a run folder; all that is missing is named at once."""
+def _read_configuration(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the numbers and the record of a run folder; all that is missing is named at once."""
     needed = ("run.json", "genes.csv", "configs/inference.yaml")
     missing = [name for name in needed if not (path / name).is_file()]
     if missing:
@@ -112,17 +105,28 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} must be a run folder, but has no {', '.join(missing)}; pass the folder that `superst train` wrote."
         )
     try:
-        config = yaml.safe_load((path / "configs" / "inference.yaml").read_text())
-        keys: Sequence[str] = [key for key in (*_NUMBERS, "mpp") if config.get(key) is None]
-        faults = [f"no value of {key}" for key in keys]
-    except (yaml.YAMLError, AttributeError) as exc:
-        faults = [str(exc)]
-    if faults:
+        config: dict[str, Any] = dict(yaml.safe_load((path / "configs" / "inference.yaml").read_text()))
+        record: dict[str, Any] = dict(json.loads((path / "run.json").read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as exc:
+        raise RunError(f"configs/inference.yaml or run.json of {path} is damaged ({exc}); restore the run.") from exc
+    unset = [key for key in (*_NUMBERS, "mpp") if config.get(key) is None]
+    if unset:
         raise RunError(
-            f"{path}/configs/inference.yaml is damaged ({'; '.join(faults)}); restore it from a copy of the run."
+            f"{path}/configs/inference.yaml must be filled in, but has no value of {', '.join(unset)}; "
+            "pass the folder that `superst train` wrote, not the bundle without weights."
         )
-    found: dict[str, Any] = config
-    return found
+    return config, record
+
+
+def _weights_of(path: Path) -> Path:
+    """The weights of a run that has any."""
+    weights = path / "models" / "model.pt"
+    if not weights.is_file():
+        raise RunError(
+            f"{path} must hold weights in models/model.pt, but there are none: training has not reached its first "
+            "validation; let it go on, or continue it with `superst train --resume`."
+        )
+    return weights
 
 
 def _read_genes(path: Path, n_genes: int) -> pd.DataFrame:

@@ -81,7 +81,7 @@ class AdditiveNegativeBinomial(TorchDistribution):
         """Log probability [nat] of each count."""
         return nb_log_prob(value, self.total_count, self.logits)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Counts drawn as a gamma mixture of Poisson laws."""
         shape = torch.Size(sample_shape) + self.total_count.shape
         rate = torch.distributions.Gamma(self.total_count, (-self.logits).exp()).sample(torch.Size(sample_shape))
@@ -93,14 +93,16 @@ class GenerativeModel(nn.Module):
 
     Args:
         arch: sizes and layers.
+        mixed_precision: run convolutions in bfloat16; the likelihood always runs in float32.
     """
 
     condition: Tensor
     active: Tensor
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, *, mixed_precision: bool = False) -> None:
         super().__init__()
         self.arch = arch
+        self.mixed_precision = mixed_precision
         layers = {"norm": arch.norm, "act": arch.act}
         self.fusion = Fusion(arch.depth, arch.width, **layers)
         self.image_decoder = ImageDecoder(arch.width, **layers)
@@ -204,7 +206,7 @@ class GenerativeModel(nn.Module):
                 pyro.sample(f"{Site.LATENT}_{d}", dist.Normal(batch.image.new_zeros(size, *s), 1.0).to_event(3))
                 for d, s in enumerate(latent_shapes(self.arch.depth, self.arch.width, *batch.image.shape[-2:]))
             ]
-            with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+            with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision):
                 h = self.decode(latents)
                 mean, sd = self.image_decoder(h)
                 activity, scale = self.expression(h)
@@ -216,7 +218,4 @@ class GenerativeModel(nn.Module):
             total = total_counts(sizes, profile, log_rate[batch.spot_section])  # (S, G)
             with pyro.plate("spot", n_spots):
                 law = AdditiveNegativeBinomial(total + 1e-10, logit[batch.spot_section])
-                pyro.sample(Site.COUNTS, law.to_event(1), obs=batch.counts)
-
-    bfloat16: bool = False
-    """Whether convolutions run in bfloat16; the likelihood always runs in float32."""
+                pyro.sample(Site.COUNTS, dist.Independent(law, 1), obs=batch.counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import torch
 from pyro import distributions as dist
@@ -21,9 +23,10 @@ class MeanField(nn.Module):
         self.mean = nn.Parameter(torch.zeros(rows, n_genes))
         self.log_sd = nn.Parameter(torch.full((rows, n_genes), sd).log())
 
-    def law(self) -> dist.Normal:
-        """The distribution, every entry its own."""
-        return dist.Normal(self.mean, self.log_sd.exp())
+
+def normal(parameters: Any) -> dist.Normal:
+    """The law that a `MeanField` holds, every entry its own."""
+    return dist.Normal(parameters.mean, parameters.log_sd.exp())
 
 
 class Guide(nn.Module):
@@ -57,7 +60,7 @@ class Guide(nn.Module):
         size = batch.image.shape[0]
         with poutine.scale(scale=size / n_patches):
             self.draw_globals(model)
-        with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=model.bfloat16):
+        with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=model.mixed_precision):
             found: list[tuple[Tensor, Tensor]] = self.encoder(batch.image)
         with pyro.plate("patch", size):
             for d, (mean, sd) in enumerate(found):
@@ -65,10 +68,10 @@ class Guide(nn.Module):
 
     def draw_globals(self, model: GenerativeModel) -> None:
         """Draw profiles, effects and unknown conditions."""
-        pyro.sample(Site.PROFILE, self.profile.law().mask(model.active[:, None]).to_event(2))
+        pyro.sample(Site.PROFILE, normal(self.profile).mask(model.active[:, None]).to_event(2))
         for name in self.arch.covariates:
-            pyro.sample(f"{Site.RATE_EFFECT}_{name}", self.rate_effect[name].law().to_event(2))
-            pyro.sample(f"{Site.LOGIT_EFFECT}_{name}", self.logit_effect[name].law().to_event(2))
+            for site, effects in ((Site.RATE_EFFECT, self.rate_effect), (Site.LOGIT_EFFECT, self.logit_effect)):
+                pyro.sample(f"{site}_{name}", normal(effects[name]).to_event(2))
             if model.has_unknown(name):
                 law = dist.OneHotCategoricalStraightThrough(logits=self.condition_logits[name])
                 pyro.sample(f"{Site.CONDITION}_{name}", law.mask(model.unknown(name)).to_event(1))

@@ -82,7 +82,8 @@ def _refit_profiles(
         profile = np.tile(mean, (weight.shape[1], 1))
         for _ in range(n_steps):
             profile = profile * (weight.T @ (x / np.maximum(weight @ profile, 1e-12))) / size
-        found.append(np.log((profile * size + pseudo_spots * mean) / (size + pseudo_spots) / mean))
+        fold = np.log((profile * size + pseudo_spots * mean) / (size + pseudo_spots) / mean)
+        found.append(np.where(x.any(axis=0), fold, 0.0))  # a gene without counts changes nowhere
     return np.concatenate(found, axis=1)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine import Trace
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from superst_monai.model.generative import Architecture, Batch, GenerativeModel
 from superst_monai.model.guide import Guide
@@ -22,18 +24,22 @@ class _PartsELBO(TraceMeanField_ELBO):
     """Pyro's mean-field bound (analytic KL where there is one) that keeps the parts of its last evaluation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.parts: dict[str, Tensor] = {}
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
-        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        loss, surrogate = super()._differentiable_loss_particle(  # type: ignore[no-untyped-call]
+            model_trace, guide_trace
+        )
         image = model_trace.nodes[Site.IMAGE]["log_prob_sum"].detach()
         counts = model_trace.nodes.get(Site.COUNTS)
         expression = counts["log_prob_sum"].detach() if counts else torch.zeros_like(image)
         local = torch.zeros_like(image)
         for name, node in model_trace.nodes.items():
             if name.startswith(f"{Site.LATENT}_"):
-                local = local + torch.distributions.kl_divergence(guide_trace.nodes[name]["fn"], node["fn"]).sum().detach()
+                q: Any = guide_trace.nodes[name]["fn"]
+                p: Any = node["fn"]
+                local = local + kl_divergence(q, p).sum().detach()
         total = surrogate.detach() + image + expression  # all divergences
         self.parts = {"image": -image, "expression": -expression, "kl_local": local, "kl_global": total - local}
         return loss, surrogate
@@ -55,7 +61,7 @@ class FusionVAE(nn.Module):
         norm: MONAI normalisation factory.
         act: MONAI activation factory.
         n_patches: N, patches in one epoch; weighs local against global terms.
-        bfloat16: run convolutions in bfloat16.
+        mixed_precision: run convolutions in bfloat16.
     """
 
     def __init__(
@@ -70,13 +76,12 @@ class FusionVAE(nn.Module):
         norm: Factory = "batch",
         act: Factory = "leakyrelu",
         n_patches: int = 1,
-        bfloat16: bool = False,
+        mixed_precision: bool = False,
     ) -> None:
         super().__init__()
         arch = Architecture(n_genes, n_metagenes, n_sections, depth, width, dict(covariates or {}), norm, act)
         self.n_patches = n_patches
-        self.generative = GenerativeModel(arch)
-        self.generative.bfloat16 = bfloat16
+        self.generative = GenerativeModel(arch, mixed_precision=mixed_precision)
         self.guide = Guide(arch)
 
     @property
@@ -99,7 +104,9 @@ class FusionVAE(nn.Module):
             activity, scale = self.generative.expression(self.generative.decode([m for m, _ in self.guide.encoder(image)]))
             return activity * scale
         elbo = _PartsELBO()
-        loss = elbo.differentiable_loss(self.generative, self._guide, batch, self.n_patches)
+        loss: Tensor = elbo.differentiable_loss(  # type: ignore[no-untyped-call]
+            self.generative, self._guide, batch, self.n_patches
+        )
         size = image.shape[0]
         parts = {name: part / size for name, part in elbo.parts.items()}
         return {"loss": loss / size, "n_spots": torch.tensor(batch.counts.shape[0])} | parts

@@ -54,10 +54,7 @@ class Encoder(nn.Module):
             )
             for d in range(depth)
         )
-        self.heads = nn.ModuleList(nn.Conv2d(c, 2 * c, 3, padding=1) for c in channels)
-        with torch.no_grad():
-            for head, c in zip(self.heads, channels, strict=True):
-                head.bias[c:] += first_spread
+        self.heads = nn.ModuleList(_head(c, first_spread) for c in channels)
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Mean and standard deviation of q(z_d | image) for each level.
@@ -81,6 +78,15 @@ class Encoder(nn.Module):
             mean, spread = head(image).float().chunk(2, dim=1)  # (B, C_d, H_d, W_d)
             found.append((mean, F.softplus(spread).clamp(1e-4, 1e4)))
         return found
+
+
+def _head(channels: int, first_spread: float) -> nn.Module:
+    """Convolution to mean and spread of `channels` latent variables a pixel."""
+    head = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+        nn.init.constant_(head.bias[channels:], first_spread)
+    return head
 
 
 def latent_shapes(depth: int, width: int, height: int, breadth: int) -> list[torch.Size]:

@@ -37,7 +37,7 @@ class Fusion(nn.Module):
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
         """Decode z_0..z_{D-1}, each `(B, C_d, H / 2^d, W / 2^d)`, into features `(B, C_0, H, W)`."""
-        h = self.deepest(latents[-1])
+        h: Tensor = self.deepest(latents[-1])
         for lift, join, latent in zip(self.lifts, self.joins, latents[-2::-1], strict=True):
             h = F.interpolate(lift(h), scale_factor=2.0, mode="nearest")  # (B, C_d, H_d, W_d)
             h = join(torch.cat((h, latent.to(h.dtype)), dim=1))

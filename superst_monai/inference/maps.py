@@ -1,0 +1,282 @@
+"""Posterior maps, opened: any gene at any pixel, and its sum over any support, computed when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from superst_monai.data.section import Section
+from superst_monai.errors import AlignmentError, RunError, ShapeError
+from superst_monai.inference.maps_store import open_store, read_genes
+from superst_monai.inference.sums import Sums
+from superst_monai.transforms.labels import draw_spots
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Floats = NDArray[np.float32]
+
+
+def open_maps(path: str | Path, *, cache_mib: int = 512) -> Maps:
+    """Open posterior maps that `predict` wrote.
+
+    Args:
+        path: the `.zarr` folder.
+        cache_mib: memory for tiles kept decoded [MiB]; the second gene of a region is then a matter of arithmetic.
+
+    Raises:
+        StoreError: there is no such store, it holds no maps, of another version, or it is incomplete.
+    """
+    group, meta = open_store(path)
+    return Maps(group, meta, cache_bytes=cache_mib * 2**20)
+
+
+class Maps:
+    """Samples of metagene activity and gene parameters of one slide, from which every gene derives.
+
+    Frame: pixel (row, col) covers [col, col + 1) x [row, row + 1) times `mpp` um from the slide's corner.
+
+    Attributes:
+        genes: names of the G genes.
+        gene_ids: their ids.
+        mpp: um per pixel.
+        n_samples: N.
+        n_metagenes: K.
+        shape: height and width [px].
+        record: run, its hash, source, slide properties, conditions, seed.
+        log_rate: samples `(N, K, G)`.
+        logit: samples `(N, G)`.
+    """
+
+    def __init__(self, group: zarr.Group, meta: Mapping[str, Any], *, cache_bytes: int) -> None:
+        """Read all but the pixels; use `open_maps`."""
+        table = read_genes(group)
+        self.genes, self.gene_ids = [str(g) for g in table.index], [str(i) for i in table["gene_id"]]
+        self.mpp = float(meta["mpp"])
+        self.record: dict[str, Any] = dict(meta["record"])
+        self.log_rate: Floats = np.asarray(group["posterior/log_rate"])
+        self.logit: Floats = np.asarray(group["posterior/logit"])
+        self._group = group
+        self._activity = cast("zarr.Array[Any]", group["posterior/activity"])
+        self.n_samples, self.n_metagenes, *sides = (int(n) for n in self._activity.shape)
+        self.shape = (sides[0], sides[1])
+        self._unit = np.float32(1 / meta["multiplier"])
+        self._tile_px = int(meta["tile_px"])
+        self._tiles = [(int(i), int(j)) for i, j in np.argwhere(np.asarray(group["posterior/computed"]))]
+        self._index = {gene: i for i, gene in enumerate(self.genes)}
+        self._cache: OrderedDict[tuple[int, int], NDArray[np.float16]] = OrderedDict()
+        self._cache_bytes = cache_bytes
+
+    @cached_property
+    def tissue(self) -> NDArray[np.bool_]:
+        """Tissue mask `(H, W)`."""
+        return np.asarray(self._group["labels/tissue/s0"]).astype(np.bool_)
+
+    def gene(self, name: str) -> tuple[Floats, Floats]:
+        """Map of one gene: expected UMIs of each pixel and their posterior standard deviation, both `(H, W)` [1/px].
+
+        Raises:
+            RunError: the run does not have the gene.
+        """
+        [g] = self._columns([name])
+        weight = np.exp(self.log_rate[:, :, g] + self.logit[:, g, None]) * self._unit  # (N, K)
+        mean, sd = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
+        for place, tile in self._each_tile():
+            expected = np.einsum("nk,nkp->np", weight, tile.astype(np.float32))  # (N, P)
+            out = mean[place]
+            mean[place] = expected.mean(axis=0).reshape(out.shape)
+            sd[place] = expected.std(axis=0).reshape(out.shape)
+        return mean, sd
+
+    def size_of(self, label: NDArray[np.integer[Any]], *, n_supports: int | None = None) -> Floats:
+        """Metagene sizes of supports, `(N, S, K)`: the scaled activity summed over the pixels of each.
+
+        Args:
+            label: `(H, W)`; 0 is none, i is support i - 1.
+            n_supports: S; the highest label if not given.
+
+        Raises:
+            ShapeError: `label` is not an integer image of the maps' shape, or holds a number outside 0 ... S.
+        """
+        n_supports = _checked_label(label, self.shape, n_supports)
+        sizes = np.zeros((n_supports, self.n_samples * self.n_metagenes), np.float32)
+        for place, tile in self._each_tile():
+            inside = label[place].ravel()
+            pixels = np.flatnonzero(inside)
+            ids, local = np.unique(inside[pixels], return_inverse=True)
+            member = sparse.csr_array((np.ones(len(pixels), np.float32), (local, pixels)), (len(ids), len(inside)))
+            flat = tile.reshape(-1, len(inside)).astype(np.float32)  # (N K, P)
+            sizes[ids - 1] += (member @ flat.T) * self._unit
+        return sizes.reshape(n_supports, self.n_samples, self.n_metagenes).transpose(1, 0, 2)
+
+    def sum_over(
+        self,
+        label: NDArray[np.integer[Any]],
+        genes: Sequence[str] | None = None,
+        *,
+        n_supports: int | None = None,
+    ) -> Sums:
+        """Count law of each support of a label image; memory is N x S x G numbers, see `chunks` for more genes.
+
+        Args:
+            label: `(H, W)`; 0 is none, i is support i - 1.
+            genes: their names; all if not given.
+            n_supports: S; the highest label if not given.
+
+        Raises:
+            RunError: a gene that the run does not have.
+            ShapeError: `label` does not fit the maps.
+        """
+        columns = self._columns(genes)
+        return self._sums(self.size_of(label, n_supports=n_supports), columns)
+
+    def chunks(
+        self,
+        label: NDArray[np.integer[Any]],
+        genes_per_chunk: int = 256,
+        *,
+        genes: Sequence[str] | None = None,
+        n_supports: int | None = None,
+    ) -> Iterator[Sums]:
+        """Yield `sum_over` a few genes at a time, in the order of `genes`; the pixels are read once."""
+        columns = self._columns(genes)
+        sizes = self.size_of(label, n_supports=n_supports)
+        for start in range(0, len(columns), genes_per_chunk):
+            yield self._sums(sizes, columns[start : start + genes_per_chunk])
+
+    def spots(self, section: Section, genes: Sequence[str] | None = None) -> AnnData:
+        """Predict the counts of a section's spots.
+
+        Args:
+            section: of the same slide.
+            genes: their names; those that run and section share if not given.
+
+        Returns:
+            Spots x genes: X the expected counts, layers `sd` of the predicted count and `observed` (NaN where the
+            section did not measure the gene), obs the section's spots, var gene_id, obsm spatial [um].
+
+        Raises:
+            RunError: the section has no spots, shares no gene with the run, or a gene is not of the run.
+            AlignmentError: section and maps differ in extent.
+        """
+        from anndata import AnnData
+
+        self._check_section(section)
+        names = [g for g in self.genes if g in section.genes.index] if genes is None else list(genes)
+        if not names:
+            raise RunError(
+                f"the run and section {section.name} must share genes, but no name is in both: the run has "
+                f"{', '.join(self.genes[:3])} ..., the section {', '.join(section.genes.index[:3])} ...; "
+                "use one naming (symbols or Ensembl ids)."
+            )
+        columns = self._columns(names)
+        chunks = list(self._spot_chunks(section, names))
+        found = section.genes.index.get_indexer(pd.Index(names))
+        observed = np.full((section.n_spots, len(names)), np.nan, np.float32)
+        observed[:, found >= 0] = section.counts[:, found[found >= 0]].toarray()
+        adata = AnnData(
+            np.concatenate([mean for mean, _ in chunks], axis=1),
+            obs=section.spots.copy(),
+            layers={"sd": np.concatenate([sd for _, sd in chunks], axis=1), "observed": observed},
+            obsm={"spatial": section.spots[["x_um", "y_um"]].to_numpy(np.float64)},
+        )
+        adata.var_names = names
+        adata.var["gene_id"] = [self.gene_ids[g] for g in columns]
+        return adata
+
+    def spot_label(self, section: Section) -> NDArray[np.int64]:
+        """Label image of a section's spots on the maps' pixels, `(H, W)`: 0 none, i = spot i - 1."""
+        x, y, radius = (section.spots[c].to_numpy(np.float64) / self.mpp for c in ("x_um", "y_um", "radius_um"))
+        return draw_spots(x, y, radius, self.shape, square=section.shape == "square")
+
+    def to_px0(self, row: ArrayLike, col: ArrayLike) -> tuple[Any, Any]:
+        """Centre (x_px0, y_px0) of pixels [level-0 px of the slide]."""
+        mpp_x, mpp_y = self._slide_mpp
+        return (np.asarray(col) + 0.5) * self.mpp / mpp_x, (np.asarray(row) + 0.5) * self.mpp / mpp_y
+
+    def from_px0(self, x_px0: ArrayLike, y_px0: ArrayLike) -> tuple[Any, Any]:
+        """Row and column, fractional, whose centres lie at places of the slide; the inverse of `to_px0`."""
+        mpp_x, mpp_y = self._slide_mpp
+        return np.asarray(y_px0) * mpp_y / self.mpp - 0.5, np.asarray(x_px0) * mpp_x / self.mpp - 0.5
+
+    @property
+    def _slide_mpp(self) -> tuple[float, float]:
+        slide = self.record["slide"]
+        return float(slide["mpp_x"]), float(slide["mpp_y"])
+
+    def _each_tile(self) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float16]]]:
+        """Yield the place and the samples `(N, K, h * w)` of each computed tile, times the store's multiplier."""
+        for key in self._tiles:
+            (row, col), side = (i * self._tile_px for i in key), self._tile_px
+            place = (slice(row, min(row + side, self.shape[0])), slice(col, min(col + side, self.shape[1])))
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                yield place, self._cache[key]
+                continue
+            tile = np.asarray(self._activity[(slice(None), slice(None), *place)])
+            self._cache[key] = tile.reshape(*tile.shape[:2], -1)
+            while sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
+                self._cache.popitem(last=False)
+            yield place, tile.reshape(*tile.shape[:2], -1)
+
+    def _sums(self, sizes: Floats, columns: NDArray[np.int64]) -> Sums:
+        """Count laws of supports of known sizes `(N, S, K)`."""
+        total = sizes @ np.exp(self.log_rate[:, :, columns])  # (N, S, G)
+        return Sums([self.genes[g] for g in columns], total, self.logit[:, columns])
+
+    def _spot_chunks(self, section: Section, names: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
+        """Mean and sd of the spots' counts, a few genes at a time."""
+        for sums in self.chunks(self.spot_label(section), genes=names, n_supports=section.n_spots):
+            yield sums.mean, sums.sd
+
+    def _columns(self, genes: Sequence[str] | None) -> NDArray[np.int64]:
+        """Positions of genes; all unknown names are reported at once, with those they may have meant."""
+        if genes is None:
+            return np.arange(len(self.genes))
+        unknown = [g for g in genes if g not in self._index]
+        if unknown:
+            hints = "; ".join(f"{g!r}{self._hint(g)}" for g in unknown[:10])
+            raise RunError(f"the run has {len(self.genes)} genes, but not {hints}; see .genes for all names.")
+        return np.array([self._index[g] for g in genes], dtype=np.int64)
+
+    def _hint(self, name: str) -> str:
+        """Names much like one that is unknown."""
+        folded = {gene.casefold(): gene for gene in self.genes}
+        near = [folded[found] for found in difflib.get_close_matches(str(name).casefold(), folded)]
+        return f" (did you mean {', '.join(near)}?)" if near else ""
+
+    def _check_section(self, section: Section) -> None:
+        """Refuse a section without spots, or of another extent than the maps."""
+        if not section.has_counts:
+            raise RunError(f"section {section.name} must have spots, but is a slide alone; pass a sequenced section.")
+        sides = [n * section.mpp for n in section.tissue.shape], [n * self.mpp for n in self.shape]
+        if any(abs(one - other) > section.mpp + self.mpp for one, other in zip(*sides, strict=True)):
+            size, own = ("x".join(f"{side:.0f}" for side in reversed(pair)) for pair in sides)
+            raise AlignmentError(
+                f"section {section.name} must be of the slide of the maps ({self.record['source']}), but it measures "
+                f"{size} um and the maps {own} um; predict on this section first."
+            )
+
+
+def _checked_label(label: NDArray[Any], shape: tuple[int, int], n_supports: int | None) -> int:
+    """Number of supports of a label image that fits the maps."""
+    if label.shape != shape or label.dtype.kind not in "iu":
+        raise ShapeError(
+            f"the label image must hold integers (H, W) = {shape} as the maps, got {label.shape} {label.dtype}; "
+            "draw it on the maps' pixels (`mpp`, `from_px0`)."
+        )
+    low, high = int(label.min()), int(label.max())
+    if low < 0 or (n_supports is not None and high > n_supports):
+        most = "" if n_supports is None else f" ... {n_supports} (n_supports)"
+        raise ShapeError(f"labels must lie in 0{most}, got {low} ... {high}; 0 is none, i is support i - 1.")
+    return high if n_supports is None else n_supports

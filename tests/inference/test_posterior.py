@@ -1,0 +1,129 @@
+"""Laws of the posterior samples of tiles: one draw of z for the whole slide, and no seams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from superst_monai.data.section import Section
+from superst_monai.errors import RunError
+from superst_monai.inference.canvas import canvas_of
+from superst_monai.inference.posterior import TileSampler, Window, halo_of, latent_noise
+from superst_monai.inference.run import load_run
+from superst_monai.inference.slide_map import draw_tile, tissue_tiles
+from superst_monai.model.objective import FusionVAE
+from superst_monai.transforms.tissue import find_tissue
+
+KEY = np.array([7, 11], np.uint64)
+
+
+def whole_map(network: FusionVAE, section: Section, tile_px: int, n_samples: int = 2) -> np.ndarray:
+    """All samples of a section put together from tiles, `(N, K, H, W)`."""
+    canvas = canvas_of(section, section.mpp, find_tissue)
+    sampler = TileSampler(network, samples=n_samples, seed=5)
+    out = np.zeros((n_samples, network.arch.n_metagenes, *canvas.shape), np.float32)
+    for tile in tissue_tiles(canvas.covered, tile_px):
+        for n, (part, (rows, cols)) in enumerate(draw_tile(sampler, canvas, tile)):
+            view = out[n, :, tile.row : tile.row + tile.height, tile.col : tile.col + tile.width]
+            view[:, rows, cols] = part
+    return out
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_tiles_have_no_seams(
+    depth: int, tmp_path_factory: pytest.TempPathFactory, make_run: Callable, section: Section
+) -> None:
+    """The same sample drawn with small tiles, large tiles or in one piece is the same map."""
+    network = load_run(make_run(tmp_path_factory.mktemp("depth") / "run", depth=depth)).network
+    whole = whole_map(network, section, 256)
+    assert whole.max() > 0
+    assert not np.allclose(whole[0], whole[1], rtol=0.01)
+    for tile_px in (32, 128):
+        tiled = whole_map(network, section, tile_px)
+        assert (np.abs(tiled - whole) / np.maximum(whole, 1e-30)).max() < 1e-4
+
+
+def test_the_map_is_zero_off_the_tissue_and_the_spots_only(run, section: Section) -> None:
+    """A pixel has a size exactly when it is tissue or in a spot."""
+    canvas = canvas_of(section, section.mpp, find_tissue)
+    size = whole_map(run.network, section, 64).sum(axis=1)
+    assert canvas.covered.sum() > section.tissue.sum()
+    np.testing.assert_array_equal(size > 0, np.broadcast_to(canvas.covered, size.shape))
+
+
+def test_noise_depends_on_the_place_alone() -> None:
+    """A box of noise is the cut-out of any larger box, also across blocks and at negative positions."""
+    for level in (0, 2, 7):
+        large = latent_noise((3, 150, 170), row=-70, col=-130, level=level, key=KEY)
+        small = latent_noise((3, 40, 31), row=-5, col=-67, level=level, key=KEY)
+        np.testing.assert_array_equal(small, large[:, 65:105, 63:94])
+
+
+def test_noise_is_standard_normal_and_independent_between_blocks_and_keys() -> None:
+    """Noise has mean 0 and variance 1; neighbouring blocks, channels and other keys share none of it."""
+    noise = latent_noise((2, 128, 128), row=-64, col=-64, level=0, key=KEY)
+    assert abs(noise.mean()) < 0.02
+    assert noise.var() == pytest.approx(1, abs=0.03)
+    other = latent_noise((2, 128, 128), row=-64, col=-64, level=0, key=KEY + np.uint64(1))
+    parts = [noise[0, :64, :64], noise[0, 64:, :64], noise[0, :64, 64:], noise[0, 64:, 64:], noise[1, :64, :64]]
+    parts += [other[0, :64, :64]]
+    correlation = np.corrcoef([part.ravel() for part in parts])
+    assert np.abs(correlation - np.eye(len(parts))).max() < 0.06
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_halo_is_the_reach_of_the_network(depth: int) -> None:
+    """The gradient of a tile is zero beyond the halo, and not zero if the halo were one step of the grid smaller."""
+    torch.manual_seed(1)
+    network = FusionVAE(5, n_metagenes=3, depth=depth, width=4).eval()
+    multiple, halo = 2 ** (depth - 1), halo_of(depth)
+    margin = halo.whole + multiple
+    image = torch.rand(1, 3, multiple + 2 * margin, multiple + 2 * margin, requires_grad=True)
+    means = [mean for mean, _ in network.guide.encoder(image)]
+    tile = network.generative.decode(means)[..., margin : margin + multiple, margin : margin + multiple]
+    gradients = torch.autograd.grad(tile.square().sum(), [image, *means])
+    reach = []
+    for level, gradient in enumerate([gradients[0], *gradients[1:]]):
+        step = 2 ** max(level - 1, 0)  # image px per px
+        used = torch.nonzero(gradient.abs().sum(dim=(0, 1)))
+        near, far = (int(used.min()) * step, (int(used.max()) + 1) * step)
+        reach.append(max(margin - near, far - margin - multiple))
+    assert halo.whole - multiple < reach[0] <= halo.whole
+    assert halo.decoder - multiple < max(reach[1:]) <= halo.decoder
+
+
+def test_samples_do_not_depend_on_their_number(run, section: Section) -> None:
+    """Sample n of ten is sample n of two."""
+    canvas = canvas_of(section, section.mpp, find_tissue)
+    tile = Window(32, 32, 32, 32)
+    few, more = (
+        [part for part, _ in draw_tile(TileSampler(run.network, samples=n, seed=0), canvas, tile)] for n in (1, 3)
+    )
+    np.testing.assert_array_equal(few[0], more[0])
+
+
+def test_shares_of_a_sample_are_the_networks_own(run, section: Section) -> None:
+    """With noise of no spread a sample is the deterministic network on the same window."""
+    canvas = canvas_of(section, section.mpp, find_tissue)
+    sampler = TileSampler(run.network, samples=1, seed=0)
+    window = Window(40, 48, 24, 32)
+    image = canvas.image(window.grown(sampler.halo.whole))
+    heads, saved = run.network.guide.encoder.heads, [head.bias.detach().clone() for head in run.network.guide.encoder.heads]
+    with torch.no_grad():
+        for head in heads:
+            head.bias[head.out_channels // 2 :] = -100.0  # sd becomes 1e-4
+        [drawn] = sampler.draw(image, window)
+        edge = sampler.halo.whole
+        expected = run.network(image[None])[0, :, edge : edge + 24, edge : edge + 32]
+        for head, bias in zip(heads, saved, strict=True):
+            head.bias.copy_(bias)
+    torch.testing.assert_close(drawn, expected, rtol=2e-3, atol=1e-6)
+
+
+def test_impossible_numbers_are_refused_together(run) -> None:
+    """Too few samples and a negative seed are reported at once."""
+    with pytest.raises(RunError, match="samples must be at least 1, got 0; seed must not be negative, got -1"):
+        TileSampler(run.network, samples=0, seed=-1)
