@@ -17,9 +17,9 @@ from superst_monai.analysis.files import make_folder, write_whole
 from superst_monai.analysis.overlay import save_figure
 from superst_monai.analysis.panels import draw_numbers, draw_raster, reduce_image, reduce_map
 from superst_monai.analysis.training_sections import read_run
-from superst_monai.data.slide import Slide
-from superst_monai.data.store import read_section
+from superst_monai.data.section import Section
 from superst_monai.errors import RunError, SuperstError
+from superst_monai.inference.canvas import open_source
 from superst_monai.inference.maps import Maps, open_maps
 
 _TABLE = "GENES.csv"
@@ -127,12 +127,10 @@ def _places(record: Mapping[str, Any]) -> list[Path]:
 
 def _read_image(path: Path, maps: Maps) -> NDArray[np.uint8]:
     """Read a section's image or a slide at the resolution of the maps."""
-    if any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
-        return read_section(path).at(maps.mpp).image
     slide = maps.record.get("slide") or {}
     known = None if slide.get("mpp_source") == "file" else slide.get("mpp_x")
-    with Slide.open(path, mpp=known) as opened:
-        return opened.read(opened.whole(), maps.mpp)
+    with open_source(path, slide_mpp=known) as source:
+        return source.at(maps.mpp).image if isinstance(source, Section) else source.read(source.whole(), maps.mpp)
 
 
 def file_names(genes: Sequence[str]) -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,10 +19,6 @@ from superst_monai.cli.options import (
     require_store_name,
 )
 from superst_monai.errors import RunError
-
-if TYPE_CHECKING:
-    from superst_monai.data.section import Section
-    from superst_monai.data.slide import Slide
 
 MapsPath = Annotated[Path, typer.Argument(metavar="MAPS.zarr", help="Posterior maps of superst predict.")]
 
@@ -45,36 +40,20 @@ def predict(
     require_inputs(RUN=run, SECTION_OR_SLIDE=source)
     require_store_name(out, overwrite=overwrite)
     conditions = pairs(condition, "--condition")
+    if slide_mpp is not None and source.suffix == ".zarr":
+        raise RunError(f"--slide-mpp is for a slide, but {source} is a section with its own; leave it out.")
     from superst_monai.cli.progress import Progress
+    from superst_monai.inference.canvas import open_source
     from superst_monai.inference.run import load_run
     from superst_monai.inference.slide_map import predict as write_maps
     from superst_monai.transforms.tissue import find_tissue
 
     settings = given(samples=samples, seed=seed, conditions=conditions or None)
-    with if_interrupted(lambda: "Nothing was written."), ExitStack() as stack:
-        tissue = open_source(source, slide_mpp, stack)
-        show = stack.enter_context(Progress("predicting"))
-        write_maps(load_run(run), tissue, out, show=show, find_tissue=find_tissue, overwrite=overwrite, **settings)
+    trained = load_run(run)
+    nothing = if_interrupted(lambda: "Nothing was written.")
+    with nothing, open_source(source, slide_mpp=slide_mpp) as opened, Progress("predicting") as show:
+        write_maps(trained, opened, out, show=show, find_tissue=find_tissue, overwrite=overwrite, **settings)
     typer.echo(f"wrote {out}; next: superst maps {out} --genes A,B --out figures")
-
-
-def open_source(source: Path, slide_mpp: float | None, stack: ExitStack) -> Section | Slide:
-    """Read a section, or open a slide until the stack closes.
-
-    Raises:
-        RunError: a resolution is given for a section, which has one.
-    """
-    from superst_monai.cli.inspection import is_store
-
-    if is_store(source):
-        if slide_mpp is not None:
-            raise RunError(f"--slide-mpp is for a slide, but {source} is a section with its own; leave it out.")
-        from superst_monai.data.store import read_section
-
-        return read_section(source)
-    from superst_monai.data.slide import Slide
-
-    return stack.enter_context(Slide.open(source, mpp=slide_mpp))
 
 
 def gene_maps(

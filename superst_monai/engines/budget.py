@@ -59,8 +59,12 @@ class Budget:
     def fraction(self, step: int) -> float:
         """Share of the budget spent after `step` optimisation steps, in [0, 1]."""
         by_steps = step / (self.epochs * self.steps_per_epoch) if self.epochs is not None else 0.0
-        by_clock = self.spent_s / (60.0 * self.minutes) if self.minutes is not None else 0.0
-        return min(1.0, max(by_steps, by_clock))
+        return min(1.0, max(by_steps, self.clock_fraction))
+
+    @property
+    def clock_fraction(self) -> float:
+        """Share of the minutes spent, 0 without such a limit."""
+        return self.spent_s / (60.0 * self.minutes) if self.minutes is not None else 0.0
 
     def factor(self, step: int) -> float:
         """Factor on the learning rate after `step` steps: linear warm-up times a half cosine down to zero."""

@@ -69,8 +69,8 @@ class Clock:
         engine.add_event_handler(Events.COMPLETED, self.budget.stop)
 
     def __call__(self, engine: Engine) -> None:
-        """Stop the engine when the budget is spent."""
-        if self.budget.fraction(engine.state.iteration) >= 1.0:
+        """Stop the engine when the minutes are spent; the epochs it counts itself."""
+        if self.budget.clock_fraction >= 1.0:
             engine.terminate()
 
 
@@ -105,7 +105,7 @@ class FiniteGuard:
     def _stop_unless(self, finite: bool, engine: Engine, what: str) -> None:
         if finite:
             return
-        pred, loss = output_of(engine)["pred"], float(output_of(engine)["loss"])
+        pred, loss = output_of(engine)["pred"], float(output_of(engine)["loss"].detach())
         parts = ", ".join(f"{name} {float(pred[name]):.6g}" for name in PARTS)
         batch: Any = engine.state.batch
         sections = batch[Key.SECTION].tolist()
@@ -185,7 +185,7 @@ class MetricsLog:
 
     def _add(self, engine: Engine) -> None:
         for name, value in output_of(engine)["pred"].items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
         self._steps += 1
 
     def _write(self, engine: Engine) -> None:
@@ -251,5 +251,5 @@ class Heartbeat:
     def _report(self, engine: Engine) -> None:
         if engine.state.output:
             self.show(
-                self.budget.fraction(engine.state.iteration), self.budget.spent_s, float(output_of(engine)["loss"])
+                self.budget.fraction(engine.state.iteration), self.budget.spent_s, float(output_of(engine)["loss"].detach())
             )

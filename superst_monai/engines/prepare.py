@@ -33,11 +33,11 @@ def objective(pred: Mapping[str, Tensor], _: Tensor) -> Tensor:
 
 def loss_of(output: Mapping[str, Any]) -> float:
     """Loss of a trainer's output, as a number."""
-    return float(output["loss"])
+    return float(output["loss"].detach())
 
 
 def parameter_groups(
-    network: FusionVAE, learning_rate: float, *, globals_factor: float = 2.0, baselines_factor: float = 5.0
+    network: FusionVAE, learning_rate: float, *, globals_factor: float = 0.25, baselines_factor: float = 5.0
 ) -> list[dict[str, Any]]:
     """Parameters by learning rate: network, globals (profiles, effects, their scales), baselines.
 

@@ -74,12 +74,13 @@ class RunFolder:
         found = sorted(self.checkpoints.glob("checkpoint_*.pt"), key=lambda p: int(p.stem.rpartition("=")[2]))
         return found[-1] if found else None
 
-    def start(self, data: TrainingData, network: FusionVAE) -> None:
+    def start(self, data: TrainingData, network: FusionVAE, settings: Mapping[str, Any]) -> None:
         """Lay out the folder before the first step, so that even a killed run can be read.
 
         Args:
             data: what is trained on.
             network: what is trained.
+            settings: top-level keys of the training configuration, as given.
         """
         for folder in (self.models, self.checkpoints, self.logs, self.path / "configs"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,10 +89,16 @@ class RunFolder:
         for name in ("docs", "LICENSE"):
             _copy(bundle_folder() / name, self.path / name)
         _write(self.path / "genes.csv", data.genes.to_csv())
-        self._write_configs(data, network)
+        self._write_configs(data, network, settings)
         self._write_record({"state": "running", "seed": data.seed, **_inputs(data), "versions": versions()})
 
-    def finish(self, budget: Budget, trainer_state: Any, score: float | None) -> None:
+    def save_weights(self, network: FusionVAE) -> None:
+        """Write `models/model.pt`, tensors only, whole or not at all."""
+        scratch = self.models / ".model.pt.part"
+        torch.save(network.state_dict(), scratch)
+        os.replace(scratch, self.models / "model.pt")
+
+    def finish(self, budget: Budget, trainer_state: Any) -> None:
         """Complete the record once training has ended."""
         record = json.loads((self.path / "run.json").read_text())
         record |= {
@@ -99,16 +106,15 @@ class RunFolder:
             "seconds": round(budget.spent_s, 2),
             "epochs": trainer_state.epoch,
             "steps": trainer_state.iteration,
-            "best_val_loglik_per_spot": score,
         }
         self._write_record(record)
 
     def _write_record(self, record: Mapping[str, Any]) -> None:
         _write(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
-    def _write_configs(self, data: TrainingData, network: FusionVAE) -> None:
+    def _write_configs(self, data: TrainingData, network: FusionVAE, settings: Mapping[str, Any]) -> None:
         arch = network.arch
-        numbers = {
+        numbers: dict[str, Any] = {
             "n_genes": arch.n_genes,
             "n_sections": arch.n_sections,
             "n_metagenes": arch.n_metagenes,
@@ -120,9 +126,10 @@ class RunFolder:
             "mpp": float(data.mpp),
         }
         source = bundle_folder() / "configs"
-        for name in ("train.yaml", "inference.yaml", "evaluate.yaml"):
+        given = dict(settings) | {"sections": data.paths}
+        for name, values in (("train.yaml", given), ("inference.yaml", numbers), ("evaluate.yaml", numbers)):
             filled = yaml.safe_load((source / name).read_text())
-            filled |= {key: value for key, value in numbers.items() if key in filled}
+            filled |= {key: value for key, value in values.items() if key in filled}
             _write(self.path / "configs" / name, yaml.safe_dump(filled, sort_keys=False))
         _copy(source / "metadata.json", self.path / "configs" / "metadata.json")
         _copy(source / "logging.conf", self.path / "configs" / "logging.conf")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
 from monai.engines import SupervisedEvaluator
 from monai.handlers import (
     CheckpointLoader,
     CheckpointSaver,
-    EarlyStopHandler,
     LrScheduleHandler,
     StatsHandler,
     TensorBoardStatsHandler,
@@ -39,87 +39,103 @@ from superst_monai.transforms.sampling import PatchDataset
 
 
 class Checkpoints:
-    """Keeps the last checkpoints of a run, the best weights, and loads the newest checkpoint of a resumed run.
+    """Keeps the last checkpoints of a run and loads the newest one of a resumed run.
+
+    A checkpoint appears whole or not at all, and holds tensors and numbers only.
 
     Args:
         folder: of the run.
-        network: whose weights `models/model.pt` holds: those with the best held-out score, or the last.
-        state: everything else that a resumed run needs, by name.
-        evaluator: gives the held-out score, or None.
+        state: everything that a resumed run needs, by name; the trainer is added.
         every_epochs: between two checkpoints.
         keep: how many of them stay on disk.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        network: FusionVAE,
-        state: dict[str, Any],
-        evaluator: SupervisedEvaluator | None,
-        *,
-        every_epochs: int,
-        keep: int = 2,
-    ) -> None:
+    def __init__(self, folder: RunFolder, state: dict[str, Any], *, every_epochs: int, keep: int = 2) -> None:
         self.folder = folder
-        self.network = network
         self.state = state
-        self.evaluator = evaluator
         self.every_epochs = every_epochs
         self.keep = keep
 
     def attach(self, engine: Engine) -> None:
-        """Hook loader and savers into the trainer (and evaluator)."""
-        everything = {"network": self.network, **self.state, "trainer": engine}
+        """Hook loader and saver into the trainer."""
+        everything = self.state | {"trainer": engine}
         last = self.folder.last_checkpoint() if self.folder.resume else None
         if last is not None:
-            CheckpointLoader(str(last), everything, map_location=None).attach(engine)
-        CheckpointSaver(
-            str(self.folder.checkpoints),
-            everything,
-            file_prefix="",
-            epoch_level=True,
-            save_interval=self.every_epochs,
-            n_saved=self.keep,
-        ).attach(engine)
-        best = {"model": self.network}
-        if self.evaluator is None:
-            CheckpointSaver(str(self.folder.models), best, save_final=True, final_filename="model.pt").attach(engine)
-        else:
-            CheckpointSaver(
-                str(self.folder.models), best, save_key_metric=True, key_metric_filename="model.pt"
-            ).attach(self.evaluator)
+            CheckpointLoader(str(last), everything).attach(engine)
+        where = str(self.folder.checkpoints)
+        CheckpointSaver(where, everything, save_interval=self.every_epochs, n_saved=self.keep).attach(engine)
 
 
 class HeldOut:
-    """Validation during training, a last one at its end, and the end when the score stops rising.
+    """Validation during training: keeps the best weights, and ends training when the score stops rising.
 
     Args:
         evaluator: of the held-out spots.
-        every_epochs: between two validations.
+        network: its weights are written when the score is the best so far.
+        folder: of the run; the weights are its `models/model.pt`.
+        every_epochs: between two validations; a last one ends the training.
         patience: validations without a better score before training stops.
     """
 
-    def __init__(self, evaluator: SupervisedEvaluator, *, every_epochs: int, patience: int) -> None:
+    def __init__(
+        self,
+        evaluator: SupervisedEvaluator,
+        network: FusionVAE,
+        folder: RunFolder,
+        *,
+        every_epochs: int,
+        patience: int,
+    ) -> None:
         self.evaluator = evaluator
+        self.network = network
+        self.folder = folder
         self.every_epochs = every_epochs
-        self.stop = EarlyStopHandler(patience, score_of)
+        self.patience = patience
         self._validated_at = -1
-        evaluator.add_event_handler(Events.COMPLETED, self._note)
-        self.stop.attach(evaluator)
+        self._state: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Hook into the ends of epochs and of the training."""
         self._trainer = engine
-        self.stop.set_trainer(engine)
+        self._stop = EarlyStopping(self.patience, score_of, engine)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._judge)
         ValidationHandler(self.every_epochs, self.evaluator, epoch_level=True).attach(engine)
         engine.add_event_handler(Events.COMPLETED, self._last)
 
-    def _note(self, _: Engine) -> None:
+    @property
+    def best_score(self) -> float | None:
+        """Best score so far."""
+        return self._stop.best_score
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best score and the validations since."""
+        return dict(self._stop.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the scores of an interrupted run."""
+        self._stop.load_state_dict(state)
+
+    def _judge(self, evaluator: Engine) -> None:
         self._validated_at = self._trainer.state.iteration
+        self._stop(evaluator)
+        if self._stop.counter == 0:
+            self.folder.save_weights(self.network)
 
     def _last(self, engine: Engine) -> None:
         if self._validated_at != engine.state.iteration:
             self.evaluator.run(engine.state.epoch)
+
+
+class LastWeights:
+    """Writes the weights when training ends, for runs without held-out spots."""
+
+    def __init__(self, network: FusionVAE, folder: RunFolder) -> None:
+        self.network = network
+        self.folder = folder
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the end of the training."""
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.folder.save_weights(self.network))
 
 
 def score_of(engine: Engine) -> float:
@@ -167,21 +183,22 @@ def training_handlers(
         show: called with the share of the budget spent, seconds and loss; None logs.
     """
     every = interval(every_steps, budget.steps_per_epoch)
-    state = {"optimizer": optimizer, "lr_scheduler": lr_scheduler, "budget": budget}
+    state = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "budget": budget}
     writer = SummaryWriter(str(run_folder.logs))
-    handlers: list[Any] = [
+    watch: HeldOut | LastWeights = LastWeights(network, run_folder)
+    if evaluator is not None:
+        watch = HeldOut(evaluator, network, run_folder, every_epochs=every, patience=patience)
+        state["held_out"] = watch
+        MetageneImages(network, writer, lambda: evaluator.state.epoch).attach(evaluator)
+    loss: dict[str, Any] = {"tag_name": "loss", "output_transform": loss_of}
+    return [
         EpochSeed(dataset, seed),
         FiniteGuard(network, run_folder.checkpoints),
         LrScheduleHandler(cast(Any, lr_scheduler), print_lr=False, epoch_level=False),
         Clock(budget),
-    ]
-    if evaluator is not None:
-        handlers.append(HeldOut(evaluator, every_epochs=every, patience=patience))
-        MetageneImages(network, writer, lambda: evaluator.state.epoch).attach(evaluator)
-    handlers += [
-        Checkpoints(run_folder, network, state, evaluator, every_epochs=every),
+        watch,
+        Checkpoints(run_folder, state, every_epochs=every),
         MetricsLog(run_folder.path / "metrics.csv", budget, optimizer, evaluator),
-        TensorBoardStatsHandler(writer, tag_name="loss", output_transform=loss_of),
-        Heartbeat(budget, show) if show else StatsHandler(tag_name="loss", output_transform=loss_of, iteration_log=False),
+        TensorBoardStatsHandler(writer, **loss),
+        Heartbeat(budget, show) if show else StatsHandler(iteration_log=False, **loss),
     ]
-    return handlers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from superst_monai.engines.run_folder import bundle_folder
-from superst_monai.errors import RunError
+from superst_monai.errors import RunError, SuperstError
 
 Show = Callable[[float, float, float], None]
 """Receives the share of the budget spent, the seconds and the loss [nat/patch]."""
@@ -80,10 +80,21 @@ def run_config(kind: str, config: Path, meta: Path, given: Mapping[str, Any]) ->
         workflow = ConfigWorkflow(
             config_file=str(config), meta_file=str(meta), logging_file=False, workflow_type=kind, **dict(given)
         )
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
+        try:
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        except RuntimeError as exc:  # the configuration's evaluation wraps whatever goes wrong in it
+            raise next((cause for cause in causes(exc) if isinstance(cause, SuperstError)), exc) from exc
     return workflow
+
+
+def causes(exc: BaseException) -> Iterator[BaseException]:
+    """An exception and what caused it, outermost first."""
+    found: BaseException | None = exc
+    while found is not None:
+        yield found
+        found = found.__cause__
 
 
 def _check_options(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:

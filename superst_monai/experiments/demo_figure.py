@@ -31,14 +31,12 @@ def demo_figure(
     Args:
         section: at the resolution of the maps.
         tissue: pixels judged `(H, W)`.
-        findings: by subtype.
+        findings: by subtype, three.
         window_um: side of the window, wide enough for some spots and narrow enough to see cells [um].
     """
     window = _window(tissue, window_um / section.mpp)
     figure = Figure(figsize=(22, 3.6 * len(findings) + 0.6), dpi=110, layout="constrained")
     rows = figure.subplots(len(findings), 6, squeeze=False)
-    for axes in rows[3:, 0]:
-        axes.set_axis_off()
     _draw_histology(rows[0, 0], rows[1, 0], section, window)
     _draw_scores(rows[2, 0], findings)
     label = _spots_of(section)

@@ -84,7 +84,7 @@ def open_source(path: str | Path, *, slide_mpp: float | None = None) -> Iterator
         ResolutionError: the slide's resolution is unknown.
     """
     path = Path(path)
-    if path.suffix == ".zarr":
+    if path.suffix == ".zarr" or (path / "zarr.json").is_file():
         yield read_section(path)
         return
     with Slide.open(path, mpp=slide_mpp) as slide:

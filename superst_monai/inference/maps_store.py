@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -210,10 +210,7 @@ def _meta(group: zarr.Group) -> dict[str, Any]:
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of a group."""
-    found = group[name]
-    if not isinstance(found, zarr.Array):
-        raise StoreError(f"{name} must be an array, got {type(found).__name__}; predict again.")
-    return found
+    return cast("zarr.Array[Any]", group[name])
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
     config, _ = _read_configuration(path)
     try:
         network = FusionVAE(**{key: config[key] for key in _NUMBERS})
-    except (TypeError, ValueError, KeyError, RuntimeError) as exc:
+    except (TypeError, ValueError, LookupError, RuntimeError) as exc:
         raise RunError(
             f"{path}/configs/inference.yaml must describe a network, but none can be built from it ({exc}); "
             "restore the file from a copy of the run."

@@ -31,6 +31,8 @@ def random_network(covariates: Mapping[str, Sequence[str]], **sizes: Any) -> Fus
     network = FusionVAE(covariates=covariates, **sizes)
     with torch.no_grad():
         for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)  # so that noise is heard through all layers
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 1.5)

@@ -111,7 +111,10 @@ def test_shares_of_a_sample_are_the_networks_own(run, section: Section) -> None:
     sampler = TileSampler(run.network, samples=1, seed=0)
     window = Window(40, 48, 24, 32)
     image = canvas.image(window.grown(sampler.halo.whole))
-    heads, saved = run.network.guide.encoder.heads, [head.bias.detach().clone() for head in run.network.guide.encoder.heads]
+    heads, saved = (
+        run.network.guide.encoder.heads,
+        [head.bias.detach().clone() for head in run.network.guide.encoder.heads],
+    )
     with torch.no_grad():
         for head in heads:
             head.bias[head.out_channels // 2 :] = -100.0  # sd becomes 1e-4
