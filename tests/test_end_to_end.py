@@ -64,7 +64,7 @@ def test_evaluation_has_its_keys_and_says_that_it_was_trained_on(work: Path) -> 
 
 
 def test_a_spot_is_the_sum_of_its_pixels(work: Path) -> None:
-    """The predicted count of a spot is the sum of the gene's map over its pixels, and the table's total that of the map."""
+    """The predicted count of a spot is the sum of its pixels in the gene's map, and the table's total the tissue's."""
     superst("evaluate", work / "maps.zarr", "--truth", work / "A.zarr", "--out", work / "sums")
     superst("maps", work / "maps.zarr", "--genes", "circle-01,base-01", "--out", work / "figures")
     table = anndata.read_h5ad(work / "sums" / "predicted.h5ad")

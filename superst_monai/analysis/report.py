@@ -118,7 +118,15 @@ def _write(
     write_whole(out / "predicted.h5ad", _spots(both, mean, sd).write_h5ad)
     totals = [np.asarray(counts.sum(axis=1)).ravel() for counts in (mean, both.observed)]
     figure = evaluation_figure(result, predicted_total=totals[0], observed_total=totals[1], scores=scores)
+    figure.suptitle(_title(result))
     save_figure(figure, out / "evaluation.png")
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    """What the figure is of; spots are called held out only if the run is known not to have seen them."""
+    kind = {True: "Spots of a training section", False: "Spots of a held-out section"}
+    what = kind.get(result["trained_on_truth"], "Spots (whether the run was trained on them is not known)")
+    return f"{what}: {result['n_spots']:,} spots, {result['n_genes']:,} genes"
 
 
 def _gene_table(both: Comparison, scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

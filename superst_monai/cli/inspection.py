@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +79,15 @@ def show_maps(store: Path, out: Path | None) -> None:
         "size": f"{width} x {height} px of {maps.mpp:g} um",
         "extent": f"{width * maps.mpp / 1000:.3g} x {height * maps.mpp / 1000:.3g} mm",
     }
-    record = {str(name): value for name, value in maps.record.items()}
+    record = {str(name): _said(value) for name, value in maps.record.items()}
     show_values(f"Posterior maps {store.name}", given(**facts, **record))
+
+
+def _said(value: Any) -> Any:
+    """A value to print; of a mapping what it knows, nothing of an empty one."""
+    if not isinstance(value, Mapping):
+        return value
+    return ", ".join(f"{name} {found}" for name, found in value.items() if found is not None) or None
 
 
 def is_store(path: Path) -> bool:

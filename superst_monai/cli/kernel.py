@@ -17,7 +17,6 @@ import typer
 from superst_monai.errors import SuperstError
 
 BAD_INPUT, OUR_FAULT, INTERRUPTED = 2, 1, 130
-_CHATTER = ("ignite", "monai", "pyro", "matplotlib", "numcodecs", "ome_zarr", "spatialdata", "zarr", "fsspec", "PIL")
 
 Body = Callable[..., None]
 
@@ -79,22 +78,19 @@ def if_interrupted(advice: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the logs and warnings of libraries below errors off the terminal while a command runs."""
+    """Keep what libraries log or warn off the terminal while a command runs; what goes wrong is raised."""
     if os.environ.get("SUPERST_DEBUG") == "1":
         yield
         return
-    loggers = [logging.getLogger(name) for name in _CHATTER]
-    before = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, UserWarning):
             warnings.simplefilter("ignore", category)
+        logging.disable(logging.ERROR)
         try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
             yield
         finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+            logging.disable(before)
 
 
 def given(**options: Any) -> dict[str, Any]:

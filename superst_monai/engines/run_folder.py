@@ -20,6 +20,7 @@ import yaml
 from superst_monai.engines.budget import Budget
 from superst_monai.engines.training_data import TrainingData
 from superst_monai.errors import RunError
+from superst_monai.model.generative import Architecture
 from superst_monai.model.objective import FusionVAE
 
 BUNDLE = "pathology_spatial_expression_fusion"
@@ -131,8 +132,19 @@ class RunFolder:
             filled = yaml.safe_load((source / name).read_text())
             filled |= {key: value for key, value in values.items() if key in filled}
             _write(self.path / "configs" / name, yaml.safe_dump(filled, sort_keys=False))
-        _copy(source / "metadata.json", self.path / "configs" / "metadata.json")
+        about = _fit_metadata(json.loads((source / "metadata.json").read_text()), arch)
+        _write(self.path / "configs" / "metadata.json", json.dumps(about, indent=4, ensure_ascii=False) + "\n")
         _copy(source / "logging.conf", self.path / "configs" / "logging.conf")
+
+
+def _fit_metadata(about: dict[str, Any], arch: Architecture) -> dict[str, Any]:
+    """The bundle's metadata with the sizes of this run's network."""
+    sides = [f"{2 ** (arch.depth - 1)}*n"] * 2
+    data = about["network_data_format"]
+    data["inputs"]["image"]["spatial_shape"] = sides
+    channels = {str(k): f"metagene {k + 1}" for k in range(arch.n_metagenes)}
+    data["outputs"]["pred"] |= {"spatial_shape": sides, "num_channels": arch.n_metagenes, "channel_def": channels}
+    return about
 
 
 def versions() -> dict[str, str]:

@@ -51,7 +51,8 @@ def make_maps(tmp_path: Path) -> MapsMaker:
             log_rate=(rates.log_rate.mean(0), rates.log_rate.std(0)),
             active=np.ones(n_metagenes, dtype=bool),
             genes=pd.DataFrame(
-                {"gene_id": [f"ID-{g}" for g in genes], "logit": rates.logit.mean(0)}, index=pd.Index(genes, name="gene")
+                {"gene_id": [f"ID-{g}" for g in genes], "logit": rates.logit.mean(0)},
+                index=pd.Index(genes, name="gene"),
             ),
             record={"run": None, "source": "S", "slide": {"sha256": "same", "mpp_x": 10.0, "mpp_y": 10.0}}
             | (record or {}),

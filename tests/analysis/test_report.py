@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from superst_monai.analysis import report
 from superst_monai.analysis.comparison import compare
 from superst_monai.analysis.report import evaluate_maps
 from superst_monai.data.section import Section, empty_tables
@@ -193,3 +194,17 @@ def test_out_folder_must_be_possible(make_maps: Maker, truth: Path, tmp_path: Pa
     (tmp_path / "out").write_text("")
     with pytest.raises(StoreError, match=r"folder .*out cannot be made .*choose another name"):
         evaluate_maps(make_maps(), truth, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("trained", "words"), [(True, "a training section"), (False, "held-out"), (None, "not known")])
+def test_the_figure_does_not_call_a_fit_held_out(
+    make_maps: Maker, truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool | None, words: str
+) -> None:
+    """The title says whether the run had seen the spots."""
+    titles = []
+    monkeypatch.setattr(report, "_learn_from_run", lambda *_: (trained, {}, []))
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: titles.append(figure.get_suptitle()))
+    evaluate_maps(make_maps(), truth, tmp_path / "out")
+    assert len(titles) == 1
+    assert words in titles[0]
+    assert "6 spots, 3 genes" in titles[0]

@@ -190,13 +190,20 @@ def test_inspect_summarises_maps(
         mpp = 5.0
 
         def __init__(self) -> None:
-            self.record = {"run": "/runs/r", "seed": 7, "none": None}
+            self.record = {
+                "run": "/runs/r",
+                "seed": 7,
+                "none": None,
+                "empty": {},
+                "slide": {"file": "a.svs", "x": None},
+            }
 
     stand_in("superst_monai.inference.maps", open_maps=lambda path: Maps())
     monkeypatch.setattr(inspection, "store_meta", lambda path: {"kind": "maps"})
     (tmp_path / "M.zarr").mkdir()
     done = run("inspect", tmp_path / "M.zarr")
     assert done.exit_code == 0, done.output
-    for text in ("Posterior maps M.zarr", "200 x 100 px of 5 um", "1 x 0.5 mm", "/runs/r", "7"):
+    for text in ("Posterior maps M.zarr", "200 x 100 px of 5 um", "1 x 0.5 mm", "/runs/r", "7", "file a.svs"):
         assert text in done.stdout
+    assert "empty" not in done.stdout
     assert "superst maps" in run("inspect", tmp_path / "M.zarr", "--out", "x.png").stderr

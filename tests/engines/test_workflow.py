@@ -132,6 +132,18 @@ def test_monai_bundle_run_gives_the_same_weights(finished, stores, tmp_path):
     assert same(weights(finished), weights(tmp_path / "bundle"))
 
 
+def test_the_run_folder_is_a_bundle_that_verifies(finished, tmp_path):
+    """MONAI's own check of the network's input and output passes on a run, whose weights are plain tensors."""
+    command = [sys.executable, "-m", "monai.bundle", "verify_net_in_out", "--net_id", "network_def", "--n", "2"]
+    command += ["--config_file", str(finished / "configs/inference.yaml")]
+    command += ["--meta_file", str(finished / "configs/metadata.json")]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert all(isinstance(v, torch.Tensor) for v in weights(finished).values())
+    about = json.loads((finished / "configs/metadata.json").read_text())["network_data_format"]
+    assert about["outputs"]["pred"]["num_channels"] == 3
+    assert about["inputs"]["image"]["spatial_shape"] == ["4*n", "4*n"]
+
+
 def test_without_held_out_spots_the_last_weights_are_kept(stores, tmp_path):
     """A share of zero trains on every spot; the model is that of the last checkpoint."""
     out = train(stores[:1], tmp_path / "run", epochs=2, options=SMALL | {"val_share": 0.0})
