@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.engines import IterationEvents
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
@@ -203,7 +203,7 @@ class MetricsLog:
 class MetageneImages:
     """Draws the first validation patch and its metagene maps into TensorBoard after each validation."""
 
-    def __init__(self, network: FusionVAE, writer: SummaryWriter, epoch: Callable[[], int]) -> None:
+    def __init__(self, network: nn.Module, writer: SummaryWriter, epoch: Callable[[], int]) -> None:
         self.network = network
         self.writer = writer
         self.epoch = epoch

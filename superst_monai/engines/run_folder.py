@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from superst_monai.engines.budget import Budget
 from superst_monai.engines.training_data import TrainingData
@@ -93,7 +94,7 @@ class RunFolder:
         self._write_configs(data, network, settings)
         self._write_record({"state": "running", "seed": data.seed, **_inputs(data), "versions": versions()})
 
-    def save_weights(self, network: FusionVAE) -> None:
+    def save_weights(self, network: nn.Module) -> None:
         """Write `models/model.pt`, tensors only, whole or not at all."""
         scratch = self.models / ".model.pt.part"
         torch.save(network.state_dict(), scratch)

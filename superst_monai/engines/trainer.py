@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping
+from ignite.handlers import EarlyStopping, EMAHandler
 from monai.engines import SupervisedEvaluator
 from monai.handlers import (
     CheckpointLoader,
@@ -16,6 +16,7 @@ from monai.handlers import (
     TensorBoardStatsHandler,
     ValidationHandler,
 )
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
@@ -80,7 +81,7 @@ class HeldOut:
     def __init__(
         self,
         evaluator: SupervisedEvaluator,
-        network: FusionVAE,
+        network: nn.Module,
         folder: RunFolder,
         *,
         every_epochs: int,
@@ -129,7 +130,7 @@ class HeldOut:
 class LastWeights:
     """Writes the weights when training ends, for runs without held-out spots."""
 
-    def __init__(self, network: FusionVAE, folder: RunFolder) -> None:
+    def __init__(self, network: nn.Module, folder: RunFolder) -> None:
         self.network = network
         self.folder = folder
 
@@ -160,6 +161,7 @@ def training_handlers(
     lr_scheduler: LambdaLR,
     budget: Budget,
     dataset: PatchDataset,
+    average: EMAHandler,
     run_folder: RunFolder,
     evaluator: SupervisedEvaluator | None,
     seed: int,
@@ -175,6 +177,7 @@ def training_handlers(
         lr_scheduler: stepped after each step.
         budget: how long training lasts.
         dataset: of the training patches.
+        average: moving average of the weights; the one that is validated and kept.
         run_folder: where everything is written.
         evaluator: of the held-out spots, or None.
         seed: of the run.
@@ -183,19 +186,21 @@ def training_handlers(
         show: called with the share of the budget spent, seconds and loss; None logs.
     """
     every = interval(every_steps, budget.steps_per_epoch)
-    state = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "budget": budget}
+    state: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "budget": budget}
     writer = SummaryWriter(str(run_folder.logs))
-    watch: HeldOut | LastWeights = LastWeights(network, run_folder)
+    state["average"] = average.ema_model
+    watch: HeldOut | LastWeights = LastWeights(average.ema_model, run_folder)
     if evaluator is not None:
-        watch = HeldOut(evaluator, network, run_folder, every_epochs=every, patience=patience)
+        watch = HeldOut(evaluator, average.ema_model, run_folder, every_epochs=every, patience=patience)
         state["held_out"] = watch
-        MetageneImages(network, writer, lambda: evaluator.state.epoch).attach(evaluator)
+        MetageneImages(average.ema_model, writer, lambda: evaluator.state.epoch).attach(evaluator)
     loss: dict[str, Any] = {"tag_name": "loss", "output_transform": loss_of}
     return [
         EpochSeed(dataset, seed),
         FiniteGuard(network, run_folder.checkpoints),
         LrScheduleHandler(cast(Any, lr_scheduler), print_lr=False, epoch_level=False),
         Clock(budget),
+        average,
         watch,
         Checkpoints(run_folder, state, every_epochs=every),
         MetricsLog(run_folder.path / "metrics.csv", budget, optimizer, evaluator),

@@ -32,6 +32,12 @@ def truth(make_section: SectionMaker, tmp_path: Path) -> Path:
     return tmp_path / "truth.zarr"
 
 
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the picture, which takes most of the time."""
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: None)
+
+
 def test_numbers_are_those_of_the_plain_sums(make_maps: Maker, truth: Path, tmp_path: Path) -> None:
     """Mean, spread and likelihood are those of all genes summed at once, although taken two genes at a time."""
     path = make_maps()
@@ -86,6 +92,7 @@ def test_baselines_learn_from_the_training_sections_alone(
     np.testing.assert_allclose(table["gene_mean_r2"], r2)
 
 
+@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("known_by", ["path", "slide"])
 def test_a_truth_that_was_trained_on_is_said_so(
     make_maps: Maker, make_section: SectionMaker, make_run: Maker, truth: Path, tmp_path: Path, known_by: str
@@ -101,6 +108,7 @@ def test_a_truth_that_was_trained_on_is_said_so(
     assert result["notes"][0].startswith("section S was in the training set")
 
 
+@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

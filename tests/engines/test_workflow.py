@@ -147,7 +147,7 @@ def test_the_run_folder_is_a_bundle_that_verifies(finished, tmp_path):
 def test_without_held_out_spots_the_last_weights_are_kept(stores, tmp_path):
     """A share of zero trains on every spot; the model is that of the last checkpoint."""
     out = train(stores[:1], tmp_path / "run", epochs=2, options=SMALL | {"val_share": 0.0})
-    last = weights(out, "checkpoints/checkpoint_epoch=2.pt")["network"]
+    last = weights(out, "checkpoints/checkpoint_epoch=2.pt")["average"]
     assert same(weights(out), last)
     assert json.loads((out / "run.json").read_text())["held_out_spots"] == [0]
 

@@ -71,6 +71,12 @@ def test_glass_alone_holds_no_tissue(glass: tuple[int, int, int]) -> None:
     assert not find_tissue(stained(np.zeros((120, 120), bool), glass), 8.0).any()
 
 
+@pytest.mark.parametrize("side", [1, 30, 61])
+def test_empty_glass_smaller_than_a_hole_is_no_tissue(side: int) -> None:
+    """Glass without tissue is not a hole in tissue, however small the slide (61 px of 4 um are below the largest hole)."""
+    assert not find_tissue(np.full((side, side, 3), 240, np.uint8), 4.0).any()
+
+
 @pytest.mark.parametrize("level", [255, 0])
 def test_a_blank_image_holds_no_tissue(level: int) -> None:
     """All white and all black images give an empty mask."""
