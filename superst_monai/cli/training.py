@@ -30,7 +30,7 @@ def train(
     metagenes: Annotated[int | None, typer.Option(help="Most metagenes.", show_default="12")] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch, pixels.", show_default="96")] = None,
     batch: Annotated[int | None, typer.Option(help="Patches of one step.", show_default="6")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="First step size of Adam.", show_default="0.002")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="First step size of Adam.", show_default="0.003")] = None,
     depth: Annotated[int | None, typer.Option(help="Levels of the network.", show_default="5")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of its finest level.", show_default="16")] = None,
     val_share: Annotated[float | None, typer.Option(help="Share of spots held out.", show_default="0.1")] = None,
@@ -53,7 +53,7 @@ def train(
     settings = given(
         mpp=mpp, seed=seed, covariates=pairs(covariate, "--covariate") or None, options=given(**options) or None
     )
-    check_sections(sections or [], out, settings, resume=resume)
+    check_sections(sections or [], resume=resume)
     from superst_monai.cli.progress import Progress
     from superst_monai.engines.workflow import train as run
 
@@ -63,19 +63,13 @@ def train(
     typer.echo(f"wrote {folder}; next: superst predict {folder} SECTION_OR_SLIDE --out MAPS.zarr")
 
 
-def check_sections(sections: list[Path], out: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Refuse sections or settings beside --resume, and a new run without sections.
+def check_sections(sections: list[Path], *, resume: bool) -> None:
+    """Refuse a new run without sections.
 
     Raises:
-        RunError: they do not go together.
+        RunError: there are none.
         StoreError: a section does not exist.
     """
-    if resume and (sections or settings):
-        what = "sections" if sections else ", ".join(settings)
-        raise RunError(
-            f"--resume takes everything but --epochs and --minutes from the run {out}, but {what} were given too; "
-            "leave them out, or start a new run in another folder."
-        )
     if not resume and not sections:
         raise RunError("a new run needs at least one SECTION, got none; name stores of `superst prepare`, or --resume.")
     require_inputs(SECTION=sections)

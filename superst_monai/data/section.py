@@ -161,17 +161,14 @@ def join_section(
     _check_mpp(mpp)
     if mpp < 0.9 * max(slide.mpp_x, slide.mpp_y):
         finest = max(slide.mpp_x, slide.mpp_y)
+        coarser = math.ceil(finest * 10) / 10
         raise ResolutionError(
             f"slide {slide.name} has {finest:.4g} um per pixel, a section cannot be finer, got mpp={mpp:g}; "
-            f"pass mpp={math.ceil(finest * 10) / 10:g} or more."
+            f"pass --mpp {coarser:g} (CLI) / mpp={coarser:g} (Python) or more, or an image of higher resolution."
         )
     image = _whole_image(slide, mpp)
     tissue = np.asarray(find_tissue(image, mpp), dtype=np.bool_)
-    if not tissue.any():
-        raise AlignmentError(
-            f"no tissue found on slide {slide.name} ({image.shape[1]} x {image.shape[0]} px at {mpp:g} um); "
-            "check that it is a brightfield H&E image and that its mpp is right."
-        )
+    _require_tissue(tissue, slide, assay, mpp)
     spots, counts, genes = _spot_tables(slide, assay, name, dict(columns or {}))
     return Section(
         name=name,
@@ -190,6 +187,24 @@ def join_section(
 def _check_mpp(mpp: float) -> None:
     if not (math.isfinite(mpp) and mpp > 0):
         raise ResolutionError(f"mpp must be a positive number of um per pixel, got {mpp}; pass for example mpp=4.")
+
+
+def _require_tissue(tissue: NDArray[np.bool_], slide: Slide, assay: Assay | None, mpp: float) -> None:
+    """Refuse a slide without tissue; spots that lie off it tell that the image, not the tissue, is the wrong one."""
+    if tissue.any():
+        return
+    height, width = tissue.shape
+    advice = "check that it is a brightfield H&E image and that its mpp is right"
+    if assay is not None:
+        size = (slide.width_px0, slide.height_px0)
+        off = int((assay.spots[["x_px0", "y_px0"]].to_numpy() > size).any(axis=1).sum())
+        known = "".join(f", {name} is {factor:.4g}" for name, factor in assay.scale_factors.items())
+        if off:
+            advice = (
+                f"{off} of {len(assay.spots)} spots lie off it, so their coordinates may be those of a larger image: "
+                f"pass that image, or its factor to this one with --image-scale{known}"
+            )
+    raise AlignmentError(f"no tissue found on slide {slide.name} ({width} x {height} px at {mpp:g} um); {advice}.")
 
 
 def _whole_image(slide: Slide, mpp: float) -> NDArray[np.uint8]:

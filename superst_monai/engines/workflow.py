@@ -26,7 +26,7 @@ def train(
     mpp: float | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
     show: Show | None = None,
@@ -34,14 +34,14 @@ def train(
     """Train on prepared sections and write the run folder, a bundle with weights.
 
     Args:
-        sections: stores written by `superst prepare`; empty with `resume`, which takes those of the run.
+        sections: stores written by `superst prepare`; with `resume` none, or those of the run.
         out: run folder, new or empty; with `resume` the run to continue.
         covariates: column of the spot table for each covariate.
         mpp: working resolution [um/px]; None chooses it from the spots.
         epochs: at most so many passes over the sections.
         minutes: at most so much wall-clock [min].
-        seed: of everything random.
-        resume: continue with the settings of the run; only epochs and minutes may change.
+        seed: of everything random; None is that of the configuration.
+        resume: continue with the settings of the run; only epochs and minutes may differ from them.
         options: other keys of `configs/train.yaml`.
         show: progress; None logs.
 
@@ -57,14 +57,16 @@ def train(
     if resume and not (source / "train.yaml").exists():
         raise RunError(f"--resume continues a run, but {out} holds none (no configs/train.yaml); leave --resume out.")
     known = yaml.safe_load((source / "train.yaml").read_text())
-    given: dict[str, Any] = {"run_dir": str(out), "resume": resume}
-    if not resume:
-        given |= {"sections": [str(Path(s).resolve()) for s in sections], "covariates": dict(covariates or {})}
-        given |= {"mpp": mpp, "seed": seed, **dict(options or {})}
-        _check_options(given, known)
-    if epochs is not None or minutes is not None or not resume:
-        given |= {"epochs": epochs, "minutes": minutes}
-    run_config("train", source / "train.yaml", source / "metadata.json", given | {"show": show})
+    settings = {"sections": [str(Path(s).resolve()) for s in sections], "covariates": dict(covariates or {})}
+    settings |= {"mpp": mpp, "seed": seed, **dict(options or {})}
+    settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
+    _check_options(settings, known)
+    limits = {} if resume and epochs is None and minutes is None else {"epochs": epochs, "minutes": minutes}
+    if resume:
+        _check_same(settings, known)
+        settings = {}
+    given = {"run_dir": str(out), "resume": resume, "show": show, **settings, **limits}
+    run_config("train", source / "train.yaml", source / "metadata.json", given)
     return out
 
 
@@ -95,6 +97,16 @@ def causes(exc: BaseException) -> Iterator[BaseException]:
     while found is not None:
         yield found
         found = found.__cause__
+
+
+def _check_same(settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse settings that differ from those of the run to continue."""
+    other = [f"{key} was {known[key]}, got {value}" for key, value in settings.items() if known[key] != value]
+    if other:
+        raise RunError(
+            f"--resume continues with the settings of the run, but {'; '.join(other)}; "
+            "leave them out, or start a new run in another folder."
+        )
 
 
 def _check_options(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -65,6 +65,8 @@ def find_tissue(
     glass_to_tissue = float(np.clip(threshold_otsu(score[~padding]), *score_range))
     mask: Mask = (score > glass_to_tissue) & (chroma > score_range[0])
     mask = remove_small_objects(mask, max_size=int(min_tissue_um2 / step**2))
+    if not mask.any():  # glass smaller than a hole would be filled like one
+        return np.zeros(image.shape[:2], bool)
     mask = remove_small_holes(mask, max_size=int(max_hole_um2 / step**2))
     halo = round(smooth_um / step)  # the window sees tissue from so far outside
     mask = ndimage.binary_erosion(mask, iterations=halo, border_value=1) if halo else mask

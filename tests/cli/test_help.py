@@ -17,7 +17,6 @@ from superst_monai.cli.app import app
 from superst_monai.data.platforms.st import read_st
 from superst_monai.data.section import join_section
 from superst_monai.engines.run_folder import bundle_folder
-from superst_monai.engines.workflow import train
 from superst_monai.experiments.demo import run_demo
 from superst_monai.inference.slide_map import predict
 
@@ -95,7 +94,6 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, str]:
     [
         ("prepare visium", join_section, ["mpp"]),
         ("prepare st", read_st, ["spot_diameter_um", "pitch_um"]),
-        ("train", train, ["seed"]),
         ("predict", predict, ["samples", "seed"]),
         ("demo", run_demo, ["minutes", "seed"]),
     ],
@@ -110,7 +108,7 @@ def test_defaults_shown_of_training_are_those_of_the_bundle() -> None:
     """What the help of `train` says is what the bundle's configuration holds; every option is a key of it."""
     config = yaml.safe_load((bundle_folder() / "configs" / "train.yaml").read_text())
     keys = {"metagenes": "n_metagenes", "patch": "patch_px", "batch": "batch_size"}
-    same = ("learning_rate", "depth", "width", "val_share", "min_counts")
+    same = ("seed", "learning_rate", "depth", "width", "val_share", "min_counts")
     keys |= {name: name for name in same}
     shown = shown_defaults("train")
     assert {name: shown[name] for name in keys} == {name: str(config[key]) for name, key in keys.items()}

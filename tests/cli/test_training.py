@@ -71,8 +71,6 @@ def test_nothing_given_is_nothing_passed(run: Runner, calls: list[Any], tmp_path
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["A.zarr", "--resume"], "but sections were given too"),
-        (["--resume", "--seed", "1", "--depth", "3"], "but seed, options were given too"),
         ([], "a new run needs at least one SECTION"),
         (["gone.zarr"], "there is no gone.zarr (SECTION)"),
         (["A.zarr", "--covariate", "x"], "--covariate takes NAME=VALUE"),

@@ -138,7 +138,7 @@ def test_an_empty_section_is_refused(
 def test_resolution_finer_than_the_slide_is_refused(make_section: Callable[..., Section]) -> None:
     """A working mpp below the slide's is empty magnification; a tenth is let pass."""
     assert make_section(mpp=1.9).image.shape == (632, 842, 3)
-    with pytest.raises(ResolutionError, match=r"slide painted has 2 um per pixel.*got mpp=1; pass mpp=2 or more"):
+    with pytest.raises(ResolutionError, match=r"slide painted has 2 um per pixel.*got mpp=1; pass --mpp 2 \(CLI\) / mpp=2 .* or more"):
         make_section(mpp=1.0)
     with pytest.raises(ResolutionError, match="got nan"):
         make_section(mpp=float("nan"))
