@@ -28,7 +28,7 @@ SOURCES := superst_monai tests bundles $(wildcard benchmarks)
 # Ruff reads no setup.cfg, so its options are here; RUF001-3 forbid the mathematical signs that formulas need.
 FORMAT := $(BIN)/ruff format --isolated --line-length 120 --target-version py311
 LINT := $(BIN)/ruff check --isolated --line-length 120 --target-version py311 \
-	--select E,F,I,UP,B,D1,SIM,RUF,PT,N --ignore RUF001,RUF002,RUF003
+	--select E,F,I,UP,B,D1,SIM,RUF,PT,N --ignore D105,D107,N812,RUF001,RUF002,RUF003
 
 .PHONY: help
 help:

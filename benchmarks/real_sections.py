@@ -27,7 +27,7 @@ from superst_monai.data.store import read_section
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 GENES = ("ERBB2", "EPCAM", "LUM", "PTPRC")
-BULB_GENES = ("Penk", "Doc2g", "Kctd12", "Cdhr1")  # layers of the olfactory bulb
+BULB_GENES = ("ENSMUSG00000045573.9", "ENSMUSG00000024871.10", "ENSMUSG00000021803.9")  # Penk, Doc2g, Cdhr1
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class Case:
         train: names of the training sections.
         test: name of the section that is predicted and compared.
         image: file below DATA to predict from, instead of the prepared section.
-        options: of `superst train`.
-        genes: to draw, those of them that the run models.
         needs: files and folders below DATA.
         prepare: arguments of `superst prepare` for a section, from DATA and its name.
+        genes: to draw, those of them that the run models.
+        options: of `superst train`.
     """
 
     train: tuple[str, ...]
     test: str
-    options: tuple[str, ...]
-    genes: tuple[str, ...]
     needs: tuple[str, ...]
     prepare: Callable[[Path, str], list[str]]
+    genes: tuple[str, ...] = GENES
+    options: tuple[str, ...] = ()
     image: str = ""
 
 
@@ -86,40 +86,34 @@ CASES = {
     "her2st": Case(
         train=("C2", "C6"),
         test="C3",
-        options=("--covariate", "section=section"),
-        genes=GENES,
         needs=tuple(f"her2st/{k}{end}" for k in ("C2", "C3", "C6") for end in (".jpg", ".tsv.gz", "_selection.tsv")),
         prepare=her2st,
+        options=("--covariate", "section=section"),
         image="her2st/C3.jpg",
     ),
     "visium_brca": Case(
         train=("brca",),
         test="brca",
-        options=(),
-        genes=GENES,
         needs=("visium_brca/outs",),
         prepare=visium,
     ),
     "mob": Case(
         train=("MOB1", "MOB2"),
         test="MOB3",
-        options=(),
-        genes=BULB_GENES,
         needs=tuple(f"mob/MOB{i}{end}" for i in (1, 2, 3) for end in (".h5ad", ".jpg")),
         prepare=bulb,
+        genes=BULB_GENES,
     ),
 }
 
 
 def run_stage(out: Path, name: str, words: list[str]) -> Stage:
     """Run `superst` with some words and log what it says; stop the benchmark where it fails."""
-    log = out / f"{name}.log"
+    log, command = out / f"{name}.log", [sys.executable, "-m", "superst_monai.cli", *words]
     print(f"{name}: superst {' '.join(words)}", flush=True)
     started = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "superst_monai.cli", *words], stdout=file, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)  # the usage of this process and of its own children
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -141,15 +135,15 @@ def run_case(case: Case, data: Path, out: Path, minutes: float) -> dict[str, Any
         for name, store in stores.items()
     ]
     sections = [stores[name] for name in case.train]
-    words = ["train", *sections, "--out", run, "--minutes", f"{minutes:g}", *case.options]
-    stages.append(run_stage(out, "train", words))
+    limits = ["--minutes", f"{minutes:g}", *case.options]
+    stages.append(run_stage(out, "train", ["train", *sections, "--out", run, *limits]))
     source = [stores[case.test]]
     if case.image:  # whose file does not state the um per pixel that its spots' pitch tells
         mpp = read_section(stores[case.test]).slide["mpp_x"]
         source = [str(data / case.image), "--slide-mpp", f"{mpp:.8g}"]
     stages.append(run_stage(out, "predict", ["predict", run, *source, "--out", maps]))
-    words = ["evaluate", maps, "--truth", stores[case.test], "--out", evaluation]
-    stages.append(run_stage(out, "evaluate", words))
+    truth = ["--truth", stores[case.test], "--out", evaluation]
+    stages.append(run_stage(out, "evaluate", ["evaluate", maps, *truth]))
     with (out / "run" / "genes.csv").open(newline="") as file:
         known = {row["gene"] for row in csv.DictReader(file)}
     genes = ",".join(gene for gene in case.genes if gene in known)

@@ -25,7 +25,9 @@ class Region:
     def __post_init__(self) -> None:
         numbers = (self.x_px0, self.y_px0, self.width_px0, self.height_px0)
         if not all(map(math.isfinite, numbers)) or self.width_px0 <= 0 or self.height_px0 <= 0:
-            raise ShapeError(f"a Region needs finite numbers and positive sides [level-0 px], got {self}; check the corners.")
+            raise ShapeError(
+                f"a Region needs finite numbers and positive sides [level-0 px], got {self}; check the corners."
+            )
 
 
 class Key(StrEnum):

@@ -1,4 +1,4 @@
-"""What users get wrong, by the command line: exit code 2, one message that says what must hold, what came and what next."""
+"""What users get wrong, by the command line: exit code 2 and one message: what must hold, what came, what next."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from superst_monai.cli.app import app
 from superst_monai.data.store import read_section
 from superst_monai.data.synthetic import SyntheticTissue, make_tissue, write_slide
 
-SMALL = "--epochs 1 --metagenes 3 --depth 3 --width 4 --patch 32 --batch 2 --min-counts 1".split()
-CIRCLES = "--image-scale 1 --spot-diameter-um 60 --slide-mpp 1".split()
+SMALL = ["--epochs", 1, "--metagenes", 3, "--depth", 3, "--width", 4, "--patch", 32, "--batch", 2, "--min-counts", 1]
+CIRCLES = ["--image-scale", 1, "--spot-diameter-um", 60, "--slide-mpp", 1]
 
 
 def superst(*words: object) -> Any:
@@ -69,7 +69,7 @@ def tissue() -> SyntheticTissue:
 
 @pytest.fixture(scope="module")
 def work(tissue: SyntheticTissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good input and what comes of it: slide.tif, counts.h5ad, A.zarr (6 um), run, maps.zarr; and pictures without mpp."""
+    """Good input and what comes of it: slide.tif, counts.h5ad, A.zarr, run, maps.zarr; and more of it."""
     folder = tmp_path_factory.mktemp("work")
     write_slide(tissue, folder / "slide.tif")
     full = Image.fromarray(tissue.image)
@@ -123,8 +123,11 @@ def test_spots_and_genes_without_counts_are_told_and_kept(work: Path, tissue: Sy
 
 @pytest.mark.parametrize(
     "words",
-    ["prepare slide plain.png --out X.zarr", "predict run plain.png --out X.zarr"]
-    + [f"prepare h5ad counts.h5ad --image {image} --spot-diameter-um 60 --out X.zarr" for image in ("plain.png",)],
+    [
+        "prepare slide plain.png --out X.zarr",
+        "prepare h5ad counts.h5ad --image plain.png --spot-diameter-um 60 --out X.zarr",
+        "predict run plain.png --out X.zarr",
+    ],
 )
 def test_a_resolution_that_nobody_states_is_asked_for(work: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture without um per pixel is refused wherever it comes in, naming --slide-mpp; nothing is written."""
@@ -172,7 +175,7 @@ def test_coordinates_of_a_smaller_image_are_recognised(work: Path, tissue: Synth
 
 def test_spots_off_the_slide_are_counted(work: Path, tissue: SyntheticTissue, tmp_path: Path) -> None:
     """How many lie off it, and the first with its place."""
-    place = tissue.spots[["x_px0", "y_px0"]].to_numpy() + (250.0, 0.0)
+    place = tissue.spots[["x_px0", "y_px0"]].to_numpy() + np.array([250.0, 0.0])
     file = write_h5ad(tmp_path / "a.h5ad", tissue, obsm={"spatial": place})
     off = np.flatnonzero(place[:, 0] > 600)
     first = f"first: {tissue.spots.index[off[0]]}, x_px0={place[off[0], 0]:.1f}, y_px0={place[off[0], 1]:.1f}"
@@ -181,7 +184,7 @@ def test_spots_off_the_slide_are_counted(work: Path, tissue: SyntheticTissue, tm
     assert "--image-scale" in said
 
 
-def halves(counts: Any) -> Any:
+def fractional(counts: Any) -> Any:
     """Counts that are no whole numbers."""
     return counts * 10.5
 
@@ -202,7 +205,7 @@ def log_normalised(counts: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (halves, r"\d+ of \d+ stored values are not integers \(first [\d.]+ at spot 'spot-\w+', gene '[\w-]+'\)"),
+        (fractional, r"\d+ of \d+ stored values are not integers \(first [\d.]+ at spot 'spot-\w+', gene '[\w-]+'\)"),
         (negative, r"1 of \d+ stored values are negative \(first -2 at spot 'spot-\w+', gene '[\w-]+'\)"),
         (log_normalised, r"not integers.*it looks log-normalised"),
     ],
@@ -221,7 +224,11 @@ def test_an_empty_section_is_refused(work: Path, tissue: SyntheticTissue, tmp_pa
     """No spot in the file, none under tissue, none with counts, and a slide without tissue each say so."""
     image = ("--image", work / "slide.tif", *CIRCLES, "--out", tmp_path / "A.zarr")
     none = write_h5ad(
-        tmp_path / "none.h5ad", tissue, tissue.counts[:0].astype(np.float32), obs=tissue.spots[:0], obsm={"spatial": np.zeros((0, 2))}
+        tmp_path / "none.h5ad",
+        tissue,
+        tissue.counts[:0].astype(np.float32),
+        obs=tissue.spots[:0],
+        obsm={"spatial": np.zeros((0, 2))},
     )
     assert "0 spots" in refused("prepare", "h5ad", none, *image)
     outside = write_h5ad(tmp_path / "outside.h5ad", tissue, obs=tissue.spots[["array_row"]].assign(in_tissue=0))
@@ -291,37 +298,58 @@ def test_genes_must_overlap(work: Path, tissue: SyntheticTissue, tmp_path: Path)
     other = tmp_path / "ids.zarr"
     superst("prepare", "h5ad", file, "--image", work / "slide.tif", *CIRCLES, "--mpp", 6, "--out", other)
     said = refused("evaluate", work / "maps.zarr", "--truth", other, "--out", tmp_path / "e")
-    assert re.search(r"must share genes, got none of 10 \(of the maps: .*; of the section: SYN00000001.*use one kind", said)
+    assert re.search(
+        r"must share genes, got none of 10 \(of the maps: .*; of the section: SYN00000001.*use one kind", said
+    )
     said = refused("train", work / "A.zarr", other, "--out", tmp_path / "run", *SMALL)
-    assert re.search("must share genes.*A has 12 genes such as .*ids has 12 genes such as SYN00000001.*Use one nam", said)
+    assert re.search(
+        "must share genes.*A has 12 genes such as .*ids has 12 genes such as SYN00000001.*Use one nam", said
+    )
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("what", ["section", "maps"])
-@pytest.mark.parametrize("writes", [0, 12, 40])
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("what", "place"),
+    [
+        ("section", "zarr.json"),
+        ("section", "images/histology/s1/c/0/0/0"),
+        ("section", "tables/counts/X/data/c/0"),
+        ("maps", "tables/metagenes/X/c/0/0"),
+        ("maps", "posterior/activity/c/1/0/0/0"),
+        ("maps", "posterior/computed/c/0/0"),
+    ],
+)
 def test_a_full_disk_leaves_nothing_behind(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, writes: int
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, place: str
 ) -> None:
-    """Wherever in the store the space runs out, the message says so and the folder is as it was."""
+    """Wherever in the store the space runs out, the message says so, and what was there is as it was."""
     import zarr.storage._local as local
 
-    put, done = local._put, []
+    put = local._put
 
     def fill(path: Path, *rest: Any, **more: Any) -> Any:
-        done.append(path)
-        if len(done) > writes:
+        if str(path).endswith(place):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return put(path, *rest, **more)
 
     monkeypatch.setattr(local, "_put", fill)
     out = tmp_path / "out.zarr"
     words = {
-        "section": ("prepare", "slide", work / "slide.tif", "--out", out),
+        "section": ("prepare", "h5ad", work / "counts.h5ad", "--image", work / "slide.tif", *CIRCLES, "--out", out),
         "maps": ("predict", work / "run", work / "A.zarr", "--samples", 2, "--out", out),
     }
-    said = refused(*words[what])
-    assert f"{out} cannot be written (disk full), nothing was left behind; free some space" in said
+    full = f"{out} cannot be written (disk full), nothing was left behind; free some space"
+    assert full in refused(*words[what])
     assert list(tmp_path.iterdir()) == []
+    shutil.copytree(work / "coarse.zarr", out)
+    assert full in refused(*words[what], "--overwrite")
+    assert list(tmp_path.iterdir()) == [out]
+    assert files(out) == files(work / "coarse.zarr")
 
 
 def test_unknown_conditions_are_refused(work: Path, tmp_path: Path) -> None:
@@ -354,7 +382,9 @@ def test_resolutions_must_fit(work: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_no_number_ends_the_training(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_ends_the_training(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The message says at which step, and how to go on."""
     from superst_monai.engines import handlers
 
@@ -384,7 +414,10 @@ def test_a_loss_that_is_no_number_ends_the_training(work: Path, tmp_path: Path, 
         ("train --resume --out nothing", "nothing holds none (no configs/train.yaml)"),
         ("maps A.zarr --genes ERBB2 --out X", "A.zarr must hold posterior maps, got section"),
         ("maps run --genes ERBB2 --out X", "run is not a zarr store"),
-        ("maps maps.zarr --genes CIRCLE-01,XYZ --out X", "the maps hold 10 genes, but not CIRCLE-01 (similar: circle-01, "),
+        (
+            "maps maps.zarr --genes CIRCLE-01,XYZ --out X",
+            "the maps hold 10 genes, but not CIRCLE-01 (similar: circle-01, ",
+        ),
         ("evaluate A.zarr --truth A.zarr --out X", "A.zarr must hold posterior maps, got section"),
         ("evaluate maps.zarr --truth maps.zarr --out X", "maps.zarr must be a section, got maps"),
         ("evaluate maps.zarr --truth alone.zarr --out X", "section alone has no counts"),
@@ -445,7 +478,16 @@ def test_a_table_of_counts_must_be_raw_too(work: Path, tmp_path: Path) -> None:
     """Space Ranger's and ST's tables are held to the same law as AnnData's, and both positions are asked for."""
     table = pd.DataFrame([[1.5, 2.0], [3.0, -1.0], [0.0, 1.0]], index=["2x2", "3x2", "2x3"], columns=["A", "B"])
     table.to_csv(tmp_path / "c.tsv", sep="\t")
-    words = ("prepare", "st", "--counts", tmp_path / "c.tsv", "--image", work / "slide.tif", "--out", tmp_path / "A.zarr")
+    words = (
+        "prepare",
+        "st",
+        "--counts",
+        tmp_path / "c.tsv",
+        "--image",
+        work / "slide.tif",
+        "--out",
+        tmp_path / "A.zarr",
+    )
     said = refused(*words)
     assert "1 of 5 stored values are not integers (first 1.5 at spot '2x2', gene 'A')" in said
     assert "1 of 5 stored values are negative (first -1 at spot '3x2', gene 'B')" in said

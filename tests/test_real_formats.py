@@ -24,7 +24,7 @@ from superst_monai.cli.app import app
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 
-MOB = "--spot-diameter-um 100".split()
+MOB = ["--spot-diameter-um", "100"]
 
 
 def superst(*words: object, code: int = 0) -> Any:
@@ -126,7 +126,9 @@ def test_positions_without_header_are_read(shared_data: Path, tmp_path: Path) ->
     step_px = np.hypot(*(positions.loc[positions[3].isin([0, 2]) & (positions[2] == 0), [4, 5]].diff().iloc[1]))
     mpp = 100 / step_px / factors["tissue_hires_scalef"]  # neighbours in a row of a Visium array are 100 um apart
     assert section.slide["mpp_x"] == pytest.approx(mpp, rel=0.01)
-    np.testing.assert_allclose(section.spots["x_um"], under[5] * factors["tissue_hires_scalef"] * section.slide["mpp_x"])
+    np.testing.assert_allclose(
+        section.spots["x_um"], under[5] * factors["tissue_hires_scalef"] * section.slide["mpp_x"]
+    )
     assert 0.1 < section.tissue.mean() < 0.95
 
 
@@ -185,10 +187,14 @@ def haematoxylin(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(
-    ("name", "look", "gene"), [("breast", whiteness, "ADIPOQ"), ("bulb", haematoxylin, None), ("tumour", haematoxylin, None)]
+    ("name", "look", "gene"),
+    [("breast", whiteness, "ADIPOQ"), ("bulb", haematoxylin, None), ("tumour", haematoxylin, None)],
 )
 def test_counts_lie_on_the_histology_as_given(
-    request: pytest.FixtureRequest, name: str, look: Callable[[NDArray[np.uint8]], NDArray[np.float64]], gene: str | None
+    request: pytest.FixtureRequest,
+    name: str,
+    look: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
+    gene: str | None,
 ) -> None:
     """Fat cells' gene where it is white, many UMIs where nuclei are dense: more so than if the spots lay mirrored."""
     section: Section = request.getfixturevalue(name)[0]
@@ -222,7 +228,7 @@ def test_an_aperio_slide_is_read_at_its_own_resolution(shared_data: Path, tmp_pa
 
 
 def test_a_plain_tiff_needs_its_resolution(shared_data: Path, tmp_path: Path) -> None:
-    """kidney-48-5 states none; too small a number makes its tissue a speck, which is refused; a fitting one is right."""
+    """kidney-48-5 states none; too small a number makes its tissue a speck and is refused, a fitting one is right."""
     file, out = shared_data / "wsi" / "kidney-48-5.tif", tmp_path / "section.zarr"
     assert "pass --slide-mpp" in superst("prepare", "slide", file, "--out", out, code=2).stderr
     speck = superst("prepare", "slide", file, "--slide-mpp", 0.5, "--out", out, code=2).stderr

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from superst_monai.model.predictive import coverage, score_counts
 from superst_monai.errors import ShapeError
+from superst_monai.model.predictive import coverage, score_counts
 
 Floats = NDArray[np.float64]
 Counts: TypeAlias = csr_matrix | NDArray[Any]
@@ -179,7 +179,7 @@ def _score_samples(samples: Iterable[GeneChunk], observed: Counts) -> tuple[floa
         likelihood += float(scores.log_mass.sum()) / n_spots
         for row, level in enumerate(LEVELS):
             covered[row, chunk.genes] = coverage(scores.lower, scores.upper, [level])[0].mean(0)
-        np.add.at(seen, chunk.genes, 1)
+        np.add.at(seen, np.arange(n_genes)[chunk.genes], 1)
     if not seen.any():
         return math.nan, None
     if (seen != 1).any():

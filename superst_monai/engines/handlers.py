@@ -251,5 +251,7 @@ class Heartbeat:
     def _report(self, engine: Engine) -> None:
         if engine.state.output:
             self.show(
-                self.budget.fraction(engine.state.iteration), self.budget.spent_s, float(output_of(engine)["loss"].detach())
+                self.budget.fraction(engine.state.iteration),
+                self.budget.spent_s,
+                float(output_of(engine)["loss"].detach()),
             )

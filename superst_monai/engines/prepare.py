@@ -45,7 +45,14 @@ def parameter_groups(
     """
     model, guide = network.generative, network.guide
     baselines: Sequence[nn.Parameter] = [model.log_rate, model.logit]
-    parts = (guide.profile, guide.rate_effect, guide.logit_effect, guide.condition_logits, model.log_sigma, model.log_rho)
+    parts = (
+        guide.profile,
+        guide.rate_effect,
+        guide.logit_effect,
+        guide.condition_logits,
+        model.log_sigma,
+        model.log_rho,
+    )
     widths: Sequence[nn.Parameter] = [model.log_tau, *(p for part in parts for p in part.parameters())]
     apart = {id(p) for p in (*baselines, *widths)}
     rest = [p for p in network.parameters() if id(p) not in apart]

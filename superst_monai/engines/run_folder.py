@@ -161,13 +161,21 @@ def _inputs(data: TrainingData) -> dict[str, Any]:
         for part in (counts.data, counts.indices, counts.indptr, section.image):
             digest.update(np.ascontiguousarray(part).tobytes())
         sections.append(
-            {"name": section.name, "path": path, "sha256": digest.hexdigest(), "slide": section.slide.get("sha256"), "spots": section.n_spots}
+            {
+                "name": section.name,
+                "path": path,
+                "sha256": digest.hexdigest(),
+                "slide": section.slide.get("sha256"),
+                "spots": section.n_spots,
+            }
         )
     return {
         "mpp": float(data.mpp),
         "genes": data.n_genes,
         "n_patches": data.n_patches,
-        "covariates": {c: {s.name: v for s, v in zip(data.sections, found, strict=True)} for c, found in data.levels.items()},
+        "covariates": {
+            c: {s.name: v for s, v in zip(data.sections, found, strict=True)} for c, found in data.levels.items()
+        },
         "covariate_columns": data.covariate_columns,
         "sections": sections,
         "held_out_spots": [sum(map(len, blocks)) for blocks in data.held_out],
@@ -189,4 +197,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, dirs_exist_ok=True)
     else:
         shutil.copyfile(source, target)
-

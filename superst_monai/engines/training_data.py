@@ -186,7 +186,10 @@ class TrainingData:
     @property
     def spot_area_px(self) -> float:
         """Mean area of a spot at the working resolution [px], at least 1."""
-        sizes = [np.bincount(lb.ravel(), minlength=s.n_spots + 2)[1:-1] for lb, s in zip(self._labels, self.sections, strict=True)]
+        sizes = [
+            np.bincount(lb.ravel(), minlength=s.n_spots + 2)[1:-1]
+            for lb, s in zip(self._labels, self.sections, strict=True)
+        ]
         return max(1.0, float(np.concatenate(sizes).mean()))
 
 

@@ -176,8 +176,12 @@ class GenerativeModel(nn.Module):
             for name, known in self.arch.covariates.items():
                 shape = (len(known), self.arch.n_genes)
                 sigma, rho = self.log_sigma[name].exp(), self.log_rho[name].exp()
-                rate[name] = pyro.sample(f"{Site.RATE_EFFECT}_{name}", dist.Normal(0.0, sigma).expand(shape).to_event(2))
-                logit[name] = pyro.sample(f"{Site.LOGIT_EFFECT}_{name}", dist.Normal(0.0, rho).expand(shape).to_event(2))
+                rate[name] = pyro.sample(
+                    f"{Site.RATE_EFFECT}_{name}", dist.Normal(0.0, sigma).expand(shape).to_event(2)
+                )
+                logit[name] = pyro.sample(
+                    f"{Site.LOGIT_EFFECT}_{name}", dist.Normal(0.0, rho).expand(shape).to_event(2)
+                )
                 drawn = None
                 if self.has_unknown(name):
                     flat = torch.zeros(self.arch.n_sections, len(known), device=self.logit.device)

@@ -101,7 +101,9 @@ class FusionVAE(nn.Module):
             With it: `loss`, -ELBO per patch [nat], its detached `PARTS`, per patch too, and `n_spots`.
         """
         if batch is None:
-            activity, scale = self.generative.expression(self.generative.decode([m for m, _ in self.guide.encoder(image)]))
+            activity, scale = self.generative.expression(
+                self.generative.decode([m for m, _ in self.guide.encoder(image)])
+            )
             return activity * scale
         elbo = _PartsELBO()
         loss: Tensor = elbo.differentiable_loss(  # type: ignore[no-untyped-call]

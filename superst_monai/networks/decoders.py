@@ -39,9 +39,7 @@ class ExpressionDecoder(nn.Module):
         act: MONAI activation factory.
     """
 
-    def __init__(
-        self, width: int, n_metagenes: int, *, norm: Factory = "batch", act: Factory = "leakyrelu"
-    ) -> None:
+    def __init__(self, width: int, n_metagenes: int, *, norm: Factory = "batch", act: Factory = "leakyrelu") -> None:
         super().__init__()
         self.hidden = block(width, width, norm=norm, act=act, kernel=1)
         self.activity = nn.Conv2d(width, n_metagenes, 1)

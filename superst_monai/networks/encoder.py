@@ -13,7 +13,9 @@ Factory = str | tuple[str, dict[str, object]]
 """Name of a MONAI layer factory (`Act`, `Norm`), with its arguments if it takes any."""
 
 
-def block(in_channels: int, out_channels: int, *, norm: Factory, act: Factory, stride: int = 1, kernel: int = 3) -> nn.Module:
+def block(
+    in_channels: int, out_channels: int, *, norm: Factory, act: Factory, stride: int = 1, kernel: int = 3
+) -> nn.Module:
     """One convolution with normalisation and activation, `(B, in, H, W)` to `(B, out, H / stride, W / stride)`."""
     return Convolution(
         2,
@@ -40,7 +42,9 @@ class Encoder(nn.Module):
             that expression is learnt from the first steps on.
     """
 
-    def __init__(self, depth: int, width: int, *, norm: Factory = "batch", act: Factory = "leakyrelu", first_spread: float = -2.5) -> None:
+    def __init__(
+        self, depth: int, width: int, *, norm: Factory = "batch", act: Factory = "leakyrelu", first_spread: float = -2.5
+    ) -> None:
         super().__init__()
         if depth < 1 or width < 1:
             raise ShapeError(f"depth and width must be at least 1, got {depth} and {width}; xfuse uses 5 or 6 and 16.")

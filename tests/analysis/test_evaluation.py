@@ -18,8 +18,8 @@ from superst_monai.analysis.evaluation import (
     score_genes,
     summarise,
 )
-from superst_monai.model.predictive import nb_log_likelihood
 from superst_monai.errors import RunError, ShapeError
+from superst_monai.model.predictive import nb_log_likelihood
 
 
 class Truth:

@@ -131,14 +131,20 @@ def test_an_empty_section_is_refused(
         make_section(none)
     with pytest.raises(AssayError, match=r"got \d+ spots, 3 genes and 0 counts"):
         make_section(replace(assay, counts=assay.counts * 0))
-    with pytest.raises(AlignmentError, match=r"no tissue found on slide painted \(400 x 300 px at 4 um\)"):
-        make_section(find_tissue=lambda image, mpp: np.zeros(image.shape[:2], bool))
+    no_tissue = {"find_tissue": lambda image, mpp: np.zeros(image.shape[:2], bool)}
+    with pytest.raises(AlignmentError, match=r"no tissue found on slide painted \(400 x 300 px at 4 um\); check that"):
+        make_section(**no_tissue)
+    far = replace(assay, spots=assay.spots.assign(x_px0=5000.0), scale_factors={"tissue_hires_scalef": 0.1})
+    with pytest.raises(
+        AlignmentError, match=r"(\d+) of \1 spots lie off it.*--image-scale, tissue_hires_scalef is 0.1"
+    ):
+        make_section(far, **no_tissue)
 
 
 def test_resolution_finer_than_the_slide_is_refused(make_section: Callable[..., Section]) -> None:
     """A working mpp below the slide's is empty magnification; a tenth is let pass."""
     assert make_section(mpp=1.9).image.shape == (632, 842, 3)
-    with pytest.raises(ResolutionError, match=r"slide painted has 2 um per pixel.*got mpp=1; pass --mpp 2 \(CLI\) / mpp=2 .* or more"):
+    with pytest.raises(ResolutionError, match=r"slide painted has 2 um per pixel.*got mpp=1; pass --mpp 2 .* or more"):
         make_section(mpp=1.0)
     with pytest.raises(ResolutionError, match="got nan"):
         make_section(mpp=float("nan"))

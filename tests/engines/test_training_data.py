@@ -39,7 +39,9 @@ def test_genes_that_cannot_be_chosen_are_refused(make_section):
     """No shared name, no gene left and a broken pattern are told apart."""
     a = make_section("A")
     other = with_genes(make_section("B"), [f"ENSG{i}" for i in range(12)])
-    with pytest.raises(RunError, match="must share genes.*A has 12 genes such as G0, G1, G2; B has 12 genes such as ENSG0"):
+    with pytest.raises(
+        RunError, match=r"must share genes.*A has 12 genes such as G0, G1, G2; B has 12 genes such as ENSG0"
+    ):
         select_genes([a, other], min_counts=1, exclude="")
     with pytest.raises(RunError, match="no gene is left of 12"):
         select_genes([a], min_counts=10**6, exclude="")
@@ -122,7 +124,9 @@ def test_conditions_that_do_not_fit_are_refused_together(make_section):
     mixed = a.spots.assign(half=np.where(np.arange(a.n_spots) % 2, "x", "y"))
     from dataclasses import replace
 
-    with pytest.raises(RunError, match=r"h: column half of A holds 2 levels, not one; d: no section has a column donor"):
+    with pytest.raises(
+        RunError, match=r"h: column half of A holds 2 levels, not one; d: no section has a column donor"
+    ):
         section_levels([replace(a, spots=mixed)], {"h": "half", "d": "donor"})
 
 
@@ -132,7 +136,11 @@ def test_sections_without_counts_are_refused(make_section):
 
     a = make_section("A")
     alone = replace(
-        a, counts=sparse.csr_matrix((0, 0), dtype=np.int32), spots=a.spots.iloc[:0], genes=a.genes.iloc[:0], platform="slide"
+        a,
+        counts=sparse.csr_matrix((0, 0), dtype=np.int32),
+        spots=a.spots.iloc[:0],
+        genes=a.genes.iloc[:0],
+        platform="slide",
     )
     with pytest.raises(RunError, match="A hold a slide alone"):
         TrainingData([alone])

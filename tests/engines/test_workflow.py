@@ -126,7 +126,12 @@ def test_monai_bundle_run_gives_the_same_weights(finished, stores, tmp_path):
         "run_dir": str(tmp_path / "bundle"),
     }
     command = [sys.executable, "-m", "monai.bundle", "run"]
-    command += ["--config_file", str(bundle / "configs/train.yaml"), "--meta_file", str(bundle / "configs/metadata.json")]
+    command += [
+        "--config_file",
+        str(bundle / "configs/train.yaml"),
+        "--meta_file",
+        str(bundle / "configs/metadata.json"),
+    ]
     command += [part for key, value in given.items() for part in (f"--{key}", str(value))]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert same(weights(finished), weights(tmp_path / "bundle"))

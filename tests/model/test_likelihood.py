@@ -44,7 +44,8 @@ def test_total_counts_equals_the_sum_over_metagenes():
     torch.manual_seed(1)
     size, profile, log_rate = torch.rand(4, 3), torch.randn(3, 5), torch.randn(4, 5)
     plain = [
-        [sum(size[s, k] * torch.exp(log_rate[s, g] + profile[k, g]) for k in range(3)) for g in range(5)] for s in range(4)
+        [sum(size[s, k] * torch.exp(log_rate[s, g] + profile[k, g]) for k in range(3)) for g in range(5)]
+        for s in range(4)
     ]
     torch.testing.assert_close(total_counts(size, profile, log_rate), torch.tensor(plain))
 

@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from torch.distributions import Independent, NegativeBinomial, Normal, OneHotCategorical, kl_divergence
+from torch.distributions import NegativeBinomial, Normal, OneHotCategorical, kl_divergence
 
 from superst_monai.model.generative import UNKNOWN
 from superst_monai.model.objective import PARTS, FusionVAE
@@ -118,7 +118,9 @@ def test_an_unknown_condition_is_a_latent_one_hot(make_case):
             (network.guide.logit_effect["patient"], network.generative.log_rho["patient"]),
         )
     )
-    torch.testing.assert_close(with_unknown["kl_global"], (q_all + divergence) / network.n_patches, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        with_unknown["kl_global"], (q_all + divergence) / network.n_patches, rtol=1e-4, atol=1e-3
+    )
     with_unknown["loss"].backward()
     gradient = network.guide.condition_logits["patient"].grad
     assert gradient[0].abs().sum() == 0
@@ -162,7 +164,9 @@ def test_expected_activity_of_an_image_is_that_of_the_posterior_mean(make_case):
     """Called with an image alone the network decodes the means of all levels."""
     network, batch = make_case()
     network.eval()
-    activity, scale = network.generative.expression(network.generative.fusion([m for m, _ in network.guide.encoder(batch.image)]))
+    activity, scale = network.generative.expression(
+        network.generative.fusion([m for m, _ in network.guide.encoder(batch.image)])
+    )
     torch.testing.assert_close(network(batch.image), activity * scale)
     torch.testing.assert_close(activity.sum(1), torch.ones(2, 8, 8))
 

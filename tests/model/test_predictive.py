@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import kstest, nbinom
 
+from superst_monai.errors import RunError, ShapeError
 from superst_monai.model.predictive import (
     coverage,
     nb_log_likelihood,
@@ -14,7 +15,6 @@ from superst_monai.model.predictive import (
     randomised_pit,
     score_counts,
 )
-from superst_monai.errors import RunError, ShapeError
 
 
 def parameters(rng, n_samples=4, n_spots=30, n_genes=5):

@@ -73,7 +73,7 @@ def test_glass_alone_holds_no_tissue(glass: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("side", [1, 30, 61])
 def test_empty_glass_smaller_than_a_hole_is_no_tissue(side: int) -> None:
-    """Glass without tissue is not a hole in tissue, however small the slide (61 px of 4 um are below the largest hole)."""
+    """Glass without tissue is no hole in tissue, however small the slide (61 px of 4 um are below the largest hole)."""
     assert not find_tissue(np.full((side, side, 3), 240, np.uint8), 4.0).any()
 
 
