@@ -22,6 +22,7 @@ from superst_monai.errors import ResolutionError, ShapeError, SlideError
 from superst_monai.types import Region
 
 _BLOCK_PX = 1024  # [source px] side of the block that one step of a read holds; larger ones fall out of the CPU cache
+_BYTES = 15  # of memory per source px of a block: RGB in uint8 and in float32
 _COARSER = 1.005  # a level this much coarser than asked still serves: level sizes are rounded to whole pixels
 _SNAP = 1e-9  # [px] float noise of a position
 
@@ -163,6 +164,10 @@ class Slide:
         down_x, down_y = self._downsamples[level]
         out = np.empty((height, width, 3), np.uint8)
         n_rows, n_cols = (max(1, int(_BLOCK_PX / max(1, ratio))) for ratio in (step_y / down_y, step_x / down_x))
+        source = n_rows * step_y / down_y, n_cols * step_x / down_x  # [px of the level] of one block
+        require_memory(
+            int(_BYTES * source[0] * source[1]), f"a pixel of {mpp:g} um of {self.name}", "ask for a finer mpp"
+        )
         for row in range(0, height, n_rows):
             for col in range(0, width, n_cols):
                 block = out[row : row + n_rows, col : col + n_cols]

@@ -205,9 +205,10 @@ class GenerativeModel(nn.Module):
         """
         size = batch.image.shape[0]
         profile, log_rate, logit = self.draw_globals(size / n_patches)
+        standard = dist.Normal(batch.image.new_zeros(()), batch.image.new_ones(()))
         with pyro.plate("patch", size):
             latents = [
-                pyro.sample(f"{Site.LATENT}_{d}", dist.Normal(batch.image.new_zeros(size, *s), 1.0).to_event(3))
+                pyro.sample(f"{Site.LATENT}_{d}", standard.expand([size, *s]).to_event(3))
                 for d, s in enumerate(latent_shapes(self.arch.depth, self.arch.width, *batch.image.shape[-2:]))
             ]
             with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision):

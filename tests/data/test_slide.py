@@ -12,7 +12,7 @@ from PIL import Image
 
 from superst_monai.data import slide as module
 from superst_monai.data.slide import Slide
-from superst_monai.errors import ResolutionError
+from superst_monai.errors import ResolutionError, SlideError
 from superst_monai.types import Region
 
 WIDTH, HEIGHT = 1282, 898
@@ -229,3 +229,11 @@ def test_an_impossible_resolution_cannot_be_read(noise, mpp):
         pytest.raises(ResolutionError, match=r"a can be read at a positive mpp"),
     ):
         slide.read(slide.whole(), mpp)
+
+
+def test_a_pixel_of_many_slides_is_refused() -> None:
+    """Output pixels that average more source than fits in memory are refused before it is read."""
+    slide = Slide.from_array(np.zeros((50, 40, 3), np.uint8), mpp=1.0, name="A")
+    with pytest.raises(SlideError, match=r"a pixel of 1e\+07 um of A needs .* GiB.*; ask for a finer mpp"):
+        slide.read(slide.whole(), 1e7)
+    assert slide.read(slide.whole(), 500.0).shape == (1, 1, 3)

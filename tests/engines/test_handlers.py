@@ -89,7 +89,7 @@ def test_every_parameter_learns_at_one_rate():
 
 
 def test_batches_reach_the_network_as_patches():
-    """Image, label and the rest keep their values; the image is laid out channels-last."""
+    """Image, label and the rest keep their values."""
     batch = {
         Key.IMAGE: torch.rand(2, 3, 4, 4),
         Key.LABEL: torch.randint(0, 2, (2, 4, 4)),
@@ -100,7 +100,6 @@ def test_batches_reach_the_network_as_patches():
     }
     image, label, (patches,), kwargs = prepare_batch(batch, "cpu")
     assert kwargs == {}
-    assert image.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(image, batch[Key.IMAGE])
     assert patches.image is image
     assert patches.label is label
