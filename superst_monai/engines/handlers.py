@@ -112,9 +112,14 @@ class FiniteGuard:
         raise TrainingError(
             f"the {what} must stay finite, but became {loss} at step "
             f"{engine.state.iteration} (epoch {engine.state.epoch}, patches of sections {sections}; {parts}). Training "
-            f"stopped; the last good checkpoint is in {self.checkpoints.name}/: continue it with --resume, "
-            "or start again with a smaller --learning-rate."
+            f"stopped; {self._kept()}, or start again with a smaller --learning-rate."
         )
+
+
+    def _kept(self) -> str:
+        if any(self.checkpoints.glob("*.pt")):
+            return f"the last good checkpoint is in {self.checkpoints.name}/: continue it with --resume"
+        return "there is no checkpoint yet: give the same command again with another --seed"
 
 
 class SpotScore(Metric):

@@ -53,6 +53,8 @@ class RunFolder:
         record = self.path / "run.json"
         if resume and not record.exists():
             raise RunError(f"--resume continues a run, but {self.path} holds none (no run.json); leave --resume out.")
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"a run is a folder, but {self.path} is a file; name another --out.")
         if not resume and self.path.exists() and any(self.path.iterdir()):
             raise RunError(f"{self.path} must be empty or new for a run; continue it with --resume, or name another.")
 

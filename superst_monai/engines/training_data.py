@@ -73,7 +73,7 @@ class TrainingData:
             raise RunError("training needs at least one section, got none; name the stores of `superst prepare`.")
         self.paths = [None if isinstance(s, Section) else str((Path(base_dir) / s).resolve()) for s in sections]
         loaded = [s if isinstance(s, Section) else read_section(Path(base_dir) / s) for s in sections]
-        _check_counts(loaded)
+        _check_sections(loaded)
         self.mpp = choose_mpp(loaded, spot_px) if mpp is None else mpp
         coarse = [s for s in loaded if s.mpp > self.mpp * (1 + 1e-6)]
         if coarse:
@@ -83,6 +83,7 @@ class TrainingData:
                 + "; prepare them again with a smaller --mpp, or train with a larger --mpp."
             )
         self.sections = [s.at(self.mpp) for s in loaded]
+        _check_patch(self.sections, patch_px)
         self.seed = seed
         self.patch_px = patch_px
         self.augmentation = dict(augmentation or {})
@@ -193,11 +194,28 @@ class TrainingData:
         return max(1.0, float(np.concatenate(sizes).mean()))
 
 
-def _check_counts(sections: Sequence[Section]) -> None:
+def _check_sections(sections: Sequence[Section]) -> None:
     """Refuse sections without counts and names that stand twice."""
     empty = [s.name for s in sections if not s.has_counts]
     if empty:
         raise RunError(f"training sections need counts, but {', '.join(empty)} hold a slide alone; leave them out.")
+    names = [s.name for s in sections]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RunError(
+            f"training sections need names of their own, but {', '.join(twice)} is given more than once; "
+            "leave one out, or prepare it again with another --name."
+        )
+
+
+def _check_patch(sections: Sequence[Section], patch_px: int) -> None:
+    """Refuse a patch that is mostly beyond every section: it costs memory and shows nothing."""
+    widest = max(max(s.tissue.shape) for s in sections)
+    if patch_px > 2 * widest + 64:
+        raise RunError(
+            f"a patch of {patch_px} px is far wider than the sections, which have at most {widest} px at "
+            f"{sections[0].mpp:g} um; pass a smaller --patch or --mpp."
+        )
 
 
 def choose_mpp(sections: Sequence[Section], spot_px: float) -> float:

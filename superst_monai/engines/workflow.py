@@ -57,8 +57,8 @@ def train(
     if resume and not (source / "train.yaml").exists():
         raise RunError(f"--resume continues a run, but {out} holds none (no configs/train.yaml); leave --resume out.")
     known = yaml.safe_load((source / "train.yaml").read_text())
-    settings: dict[str, Any] = {"sections": [str(Path(s).resolve()) for s in sections], "covariates": dict(covariates or {})}
-    settings |= {"mpp": mpp, "seed": seed, **dict(options or {})}
+    settings: dict[str, Any] = {"sections": [str(Path(s).resolve()) for s in sections], **dict(options or {})}
+    settings |= {"covariates": dict(covariates or {}), "mpp": mpp, "seed": seed}
     settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
     _check_options(settings, known)
     limits = {} if resume and epochs is None and minutes is None else {"epochs": epochs, "minutes": minutes}
