@@ -88,7 +88,7 @@ def run_demo(
     section = prepare_tissue(tissue, out, mpp)
     run = train([out / "section.zarr"], out / "run", mpp=mpp, minutes=minutes, seed=seed, options=options, show=show)
     maps = out / "maps.zarr"
-    predict(load_run(run), section, maps, samples=samples, seed=seed, find_tissue=find_tissue)
+    predict(load_run(run), section, maps, samples=samples, seed=seed, source_path=out / "section.zarr")
     findings = score_maps(maps, tissue, section)
     save_figure(demo_figure(section, tissue.tissue_at(mpp), findings), out / "demo.png")
     summary = {

@@ -58,7 +58,8 @@ class PosteriorMapsInferer(Inferer):
                 f"prediction needs a source and an output, but {', '.join(faults)}; pass --source X --out Y."
             )
         with open_source(inputs, slide_mpp=self.slide_mpp) as source:
-            return predict(attach_network(self.run_dir, network), source, self.out, **self.options)
+            run = attach_network(self.run_dir, network)
+            return predict(run, source, self.out, source_path=str(inputs), **self.options)
 
 
 def prepare_source(

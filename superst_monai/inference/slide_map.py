@@ -34,6 +34,7 @@ def predict(
     seed: int = 0,
     tile_px: int = 256,
     conditions: Mapping[str, str] | None = None,
+    source_path: str | Path | None = None,
     show: Show | None = None,
     find_tissue: TissueFinder = find_tissue_by_stain,
     overwrite: bool = False,
@@ -56,6 +57,7 @@ def predict(
         tile_px: side of a tile [px], a multiple of 2^(depth - 1); larger is faster and takes more memory.
         conditions: level of covariates, for example `{"section": "C2"}`. One that is not given is taken from the
             section's column, and drawn anew in each sample where that does not tell.
+        source_path: file or store that `source` was opened from, recorded so that maps can be drawn beside it.
         show: called after each sample of each tile with the share done and the seconds spent.
         find_tissue: finds the tissue of a slide.
         overwrite: replace a store of that name.
@@ -78,7 +80,9 @@ def predict(
         )
     chosen = choose_conditions(run, source, conditions)
     canvas = canvas_of(source, run.mpp, find_tissue)
-    layout = _layout(run, canvas, chosen, samples=samples, seed=seed, tile_px=tile_px)
+    opened_from = None if source_path is None else str(Path(source_path).resolve())
+    record = {"source": canvas.name, "source_path": opened_from, "slide": dict(canvas.slide), "seed": seed}
+    layout = _layout(run, canvas, chosen, record, samples=samples, tile_px=tile_px)
     tiles = tissue_tiles(canvas.covered, tile_px)
     started, total = time.monotonic(), samples * len(tiles)
     with new_maps(out, layout, overwrite=overwrite) as writer:
@@ -136,18 +140,22 @@ def _extent(used: NDArray[np.bool_], multiple: int) -> tuple[int, int]:
 
 
 def _layout(
-    run: Run, canvas: Canvas, conditions: Mapping[str, str | None], *, samples: int, seed: int, tile_px: int
+    run: Run,
+    canvas: Canvas,
+    conditions: Mapping[str, str | None],
+    known: Mapping[str, Any],
+    *,
+    samples: int,
+    tile_px: int,
 ) -> MapsLayout:
-    """Everything of the store that does not depend on pixels."""
-    rates = draw_rates(run.network, conditions, samples=samples, seed=seed)
+    """Everything of the store that does not depend on pixels; `known` goes into its record."""
+    rates = draw_rates(run.network, conditions, samples=samples, seed=known["seed"])
     record: dict[str, Any] = {
+        **known,
         "run": str(run.path.resolve()),
         "run_sha256": run.weights_sha256,
-        "source": canvas.name,
-        "slide": dict(canvas.slide),
         "conditions": dict(conditions),
         "drawn_conditions": {c: drawn for c, drawn in rates.levels.items() if conditions[c] is None},
-        "seed": seed,
         "samples": samples,
         "superst_monai": version("superst-monai"),
     }

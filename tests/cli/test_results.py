@@ -44,6 +44,7 @@ def test_options_reach_the_prediction(run: Runner, made: dict[str, Any], tmp_pat
     assert done.exit_code == 0, done.output
     assert made["source"] == (tmp_path / "s.svs", {"slide_mpp": 0.5})
     options = {"overwrite": True, "samples": 4, "seed": 2, "conditions": {"section": "C2"}}
+    options["source_path"] = tmp_path / "s.svs"
     assert made["call"] == ("run r", "opened", out, options)
     assert "predicting: 100 %" in done.stderr
 
@@ -52,7 +53,7 @@ def test_predict_leaves_defaults_alone(run: Runner, made: dict[str, Any], tmp_pa
     """Nothing given is nothing passed."""
     (tmp_path / "s.zarr").mkdir()
     assert run("predict", tmp_path, tmp_path / "s.zarr", "--out", tmp_path / "m.zarr").exit_code == 0
-    assert made["call"][3] == {"overwrite": False}
+    assert made["call"][3] == {"overwrite": False, "source_path": tmp_path / "s.zarr"}
 
 
 def test_predict_refuses_before_the_work(run: Runner, made: dict[str, Any], tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ from superst_monai.data.platforms.frames import (
     fit_note,
     scale_of_image,
 )
-from superst_monai.errors import AssayError, SlideError
+from superst_monai.data.slide import Slide
+from superst_monai.errors import AssayError, ResolutionError, SlideError
 
 _ID_COLUMNS = ("gene_ids", "gene_id")
 _ROUNDING = 1e-3  # by which a float image may leave [0, 1]
@@ -89,7 +90,7 @@ def read_h5ad(
     position, kept, spot_notes = _spots(data, path)
     mpp_fullres, mpp_notes = _mpp_fullres(data.obs, position, library.factors)
     mpp = None if mpp_fullres is None else mpp_fullres / scale
-    diameter_px0, size_note = _diameter(library, path, scale, spot_diameter_um, slide_mpp or mpp)
+    diameter_px0, size_note = _diameter(library, path, scale, spot_diameter_um, slide_mpp or mpp or _mpp_of_file(pixels))
     counts, var, count_notes = _counts(data, path)
     counts = counts[np.flatnonzero(kept)]
     names = var.index.astype(str).tolist()
@@ -202,6 +203,17 @@ def _pixels(values: Any, source: str) -> NDArray[np.uint8]:
     if share.shape[2] == 4:
         share = share[..., :3] * share[..., 3:] + 1 - share[..., 3:]
     return np.rint(share * 255).astype(np.uint8)
+
+
+def _mpp_of_file(image: Path | NDArray[np.uint8]) -> float | None:
+    """Mean um per px that an image file states, if it does."""
+    if not isinstance(image, Path):
+        return None
+    try:
+        with Slide.open(image) as slide:
+            return float(np.sqrt(slide.mpp_x * slide.mpp_y))
+    except ResolutionError:
+        return None
 
 
 def _diameter(

@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
+from PIL import Image
 from scipy import sparse
 
 from superst_monai.data.platforms.h5ad import read_h5ad
@@ -363,3 +365,14 @@ def test_the_olfactory_bulbs(shared_data, name, n_spots, total):
     np.testing.assert_allclose(assay.spots["diameter_px0"], 100 / 4.15)
     with pytest.raises(AssayError, match="--spot-diameter-um"):
         read_h5ad(path, image=path.with_suffix(".jpg"))
+
+
+def test_a_slide_that_states_its_resolution_needs_no_other(save, tmp_path):
+    """A spot diameter in um is converted with the mpp of the image file; a file without one is asked for."""
+    tagged, plain = tmp_path / "tagged.tif", tmp_path / "plain.png"
+    tifffile.imwrite(tagged, np.full((300, 300, 3), 255, np.uint8), resolution=(20000, 20000), resolutionunit=3)
+    Image.fromarray(np.full((300, 300, 3), 255, np.uint8)).save(plain)
+    assay = read_h5ad(save(uns={}), image=tagged, spot_diameter_um=55.0)
+    np.testing.assert_allclose(assay.spots["diameter_px0"], 55.0 / 0.5)
+    with pytest.raises(AssayError, match="pass --slide-mpp"):
+        read_h5ad(save(uns={}), image=plain, spot_diameter_um=55.0)
