@@ -134,16 +134,14 @@ def run_case(case: Case, data: Path, out: Path, minutes: float) -> dict[str, Any
         run_stage(out, f"prepare-{name}", ["prepare", *case.prepare(data, name), "--out", store])
         for name, store in stores.items()
     ]
-    sections = [stores[name] for name in case.train]
-    limits = ["--minutes", f"{minutes:g}", *case.options]
-    stages.append(run_stage(out, "train", ["train", *sections, "--out", run, *limits]))
+    words = [*(stores[name] for name in case.train), "--out", run, "--minutes", f"{minutes:g}", *case.options]
+    stages.append(run_stage(out, "train", ["train", *words]))
     source = [stores[case.test]]
     if case.image:  # whose file does not state the um per pixel that its spots' pitch tells
         mpp = read_section(stores[case.test]).slide["mpp_x"]
         source = [str(data / case.image), "--slide-mpp", f"{mpp:.8g}"]
     stages.append(run_stage(out, "predict", ["predict", run, *source, "--out", maps]))
-    truth = ["--truth", stores[case.test], "--out", evaluation]
-    stages.append(run_stage(out, "evaluate", ["evaluate", maps, *truth]))
+    stages.append(run_stage(out, "evaluate", ["evaluate", maps, "--truth", stores[case.test], "--out", evaluation]))
     with (out / "run" / "genes.csv").open(newline="") as file:
         known = {row["gene"] for row in csv.DictReader(file)}
     genes = ",".join(gene for gene in case.genes if gene in known)

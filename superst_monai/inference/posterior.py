@@ -18,6 +18,7 @@ from torch import Tensor
 
 from superst_monai.errors import RunError
 from superst_monai.model.objective import FusionVAE
+from superst_monai.networks.decoders import DILATIONS
 
 _BLOCK_PX = 64
 """Side of a block of noise [image px]; a block is drawn whole."""
@@ -53,7 +54,7 @@ class Halo:
 def halo_of(depth: int) -> Halo:
     """Reach of a network of D levels, by following the pixels that a tile needs down and up the pyramid.
 
-    At level d a tile needs the fused features [lo_d, hi_d]. The two 3 x 3 convolutions of a join widen that by 2; what
+    The expression decoder reads the features around a tile. At level d it needs the fused features [lo_d, hi_d]. The two 3 x 3 convolutions of a join widen that by 2; what
     comes from the level below is up-sampled by the nearest pixel, so that level d + 1 is needed on [lo_d // 2,
     hi_d // 2]; the deepest level has one convolution. z_d then comes from a head and a convolution (3 x 3 each) on
     encoder features of level d, and these by a convolution of stride 2 (pixel i reads 2 i - 1 ... 2 i + 1 of the
@@ -63,7 +64,8 @@ def halo_of(depth: int) -> Halo:
         depth: D.
     """
     multiple = 2 ** (depth - 1)
-    low, high = 0, multiple - 1  # a tile on the grid of the deepest level
+    reach = sum(DILATIONS)  # of the expression decoder into the features
+    low, high = -reach, multiple - 1 + reach  # a tile on the grid of the deepest level
     decoder = whole = 0
     for level in range(depth):
         widen = 2 if level < depth - 1 else 1
@@ -74,7 +76,7 @@ def halo_of(depth: int) -> Halo:
             first, last = 2 * (first - 1) - 1, 2 * (last + 1) + 1
         whole = max(whole, 2 - first, last + 2 - (multiple - 1))
         low, high = low // 2, high // 2
-    return Halo(*(-(-reach // multiple) * multiple for reach in (decoder, whole)))
+    return Halo(*(-(-farthest // multiple) * multiple for farthest in (decoder, whole)))
 
 
 def latent_noise(

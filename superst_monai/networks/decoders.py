@@ -9,6 +9,10 @@ from torch.nn import functional as F
 from superst_monai.networks.encoder import Factory, block
 
 
+DILATIONS = (1, 2, 4)
+"""Dilations of the expression decoder's 3 x 3 convolutions; their sum is how far it sees [px]."""
+
+
 class ImageDecoder(nn.Module):
     """Mean and standard deviation of each pixel and colour channel.
 
@@ -32,6 +36,10 @@ class ImageDecoder(nn.Module):
 class ExpressionDecoder(nn.Module):
     """Metagene activity and scale of each pixel.
 
+    Its convolutions see the features 7 px around a pixel. They learn from the counts alone, whose gradients the image
+    would drown in the layers that both share; so it is here that what a cell's shape says of its expression is learnt
+    first.
+
     Args:
         width: C_0, channels of the features.
         n_metagenes: K, capacity.
@@ -41,9 +49,10 @@ class ExpressionDecoder(nn.Module):
 
     def __init__(self, width: int, n_metagenes: int, *, norm: Factory = "batch", act: Factory = "leakyrelu") -> None:
         super().__init__()
-        self.hidden = block(width, width, norm=norm, act=act, kernel=1)
-        self.activity = nn.Conv2d(width, n_metagenes, 1)
-        self.scale = nn.Conv2d(width, 1, 1)
+        layers = zip((width, 2 * width, 2 * width), DILATIONS, strict=True)
+        self.hidden = nn.Sequential(*(block(c, 2 * width, norm=norm, act=act, dilation=d) for c, d in layers))
+        self.activity = nn.Conv2d(2 * width, n_metagenes, 1)
+        self.scale = nn.Conv2d(2 * width, 1, 1)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, C_0, H, W)` to activity logits `(B, K, H, W)` and raw scale `(B, 1, H, W)`, float32."""

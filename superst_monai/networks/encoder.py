@@ -14,7 +14,7 @@ Factory = str | tuple[str, dict[str, object]]
 
 
 def block(
-    in_channels: int, out_channels: int, *, norm: Factory, act: Factory, stride: int = 1, kernel: int = 3
+    in_channels: int, out_channels: int, *, norm: Factory, act: Factory, stride: int = 1, dilation: int = 1
 ) -> nn.Module:
     """One convolution with normalisation and activation, `(B, in, H, W)` to `(B, out, H / stride, W / stride)`."""
     return Convolution(
@@ -22,7 +22,8 @@ def block(
         in_channels,
         out_channels,
         strides=stride,
-        kernel_size=kernel,
+        kernel_size=3,
+        dilation=dilation,
         adn_ordering="NA",
         norm=norm,
         act=act,

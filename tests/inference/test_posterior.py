@@ -83,7 +83,8 @@ def test_the_halo_is_the_reach_of_the_network(depth: int) -> None:
     margin = halo.whole + multiple
     image = torch.rand(1, 3, multiple + 2 * margin, multiple + 2 * margin, requires_grad=True)
     means = [mean for mean, _ in network.guide.encoder(image)]
-    tile = network.generative.decode(means)[..., margin : margin + multiple, margin : margin + multiple]
+    activity, scale = network.generative.expression(network.generative.decode(means))
+    tile = (activity * scale)[..., margin : margin + multiple, margin : margin + multiple]
     gradients = torch.autograd.grad(tile.square().sum(), [image, *means])
     reach = []
     for level, gradient in enumerate([gradients[0], *gradients[1:]]):
