@@ -24,7 +24,7 @@ from superst_monai.data.platforms.assay import Assay
 from superst_monai.errors import RunError, SlideError
 
 SUBTYPES = ("stroma", "circle", "square", "triangle")
-_SIZE_PER_UM2 = np.array([0.25, 0.9, 0.9, 0.9])  # expected UMIs of one um2 of each subtype, all genes together
+_SIZE_PER_UM2 = np.array([3.0, 10.8, 10.8, 10.8])  # expected UMIs of one um2 of each subtype, all genes together
 _MARKER_FOLD = 10.0
 _TILE_PX = 256
 
@@ -91,8 +91,8 @@ def make_tissue(
     seed: int,
     size_px: int = 2400,
     mpp: float = 1.0,
-    n_genes: int = 80,
-    spot_diameter_um: float = 60.0,
+    n_genes: int = 300,
+    spot_diameter_um: float = 65.0,
     pitch_um: float = 100.0,
 ) -> SyntheticTissue:
     """Make a tissue of three subtypes that mix within spots, and measure it; the same seed gives the same tissue.

@@ -12,10 +12,10 @@ from scipy.stats import qmc
 
 Floats = NDArray[np.float32]
 
-REACH_UM = 22.0  # half side of the window a cell is drawn in [um]; the largest corner lies 21.9 um from its centre
-_APOTHEM_UM = (13.0, 11.8, 9.5)  # circle, square, triangle [um]: 26 um across, 24 um and 33 um a side
+REACH_UM = 35.2  # half side of the window a cell is drawn in [um]; the largest corner lies 34.8 um from its centre
+_APOTHEM_UM = (18.0, 22.0, 15.2)  # circle, square, triangle [um]: 36 um across, 44 um and 53 um a side
 _CORNERS = (0, 4, 3)  # sides of each shape; 0 is a circle
-_DISTANCE_UM = 29.0  # least distance of two cell centres [um]
+_DISTANCE_UM = 46.4  # least distance of two cell centres [um]
 _LENGTH_UM = 220.0  # correlation length of the regions [um]
 _STAINS = np.array(
     [[0.65, 0.70, 0.29], [0.10, 0.93, 0.28]], dtype=np.float32
@@ -63,7 +63,7 @@ def place_cells(rng: np.random.Generator, tissue: NDArray[np.bool_], mpp: float)
         mpp: um per pixel.
 
     Returns:
-        Cells whose whole drawing window lies in the tissue, at least 29 um apart.
+        Cells whose whole drawing window lies in the tissue, at least 46 um apart.
     """
     side_um = tissue.shape[0] * mpp
     points = qmc.PoissonDisk(d=2, radius=_DISTANCE_UM / side_um, rng=rng).fill_space() * side_um  # (N, 2)

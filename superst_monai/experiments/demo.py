@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from superst_monai.analysis.deconvolution import pixel_auc, spread_evenly
 from superst_monai.analysis.files import make_folder, write_json, write_text
-from superst_monai.analysis.gene_sets import Share, gene_set_shares
 from superst_monai.analysis.overlay import overlay_figure, save_figure
 from superst_monai.data.preflight import preflight
 from superst_monai.data.section import Section, join_section
@@ -32,6 +31,8 @@ from superst_monai.inference.run import load_run
 from superst_monai.inference.slide_map import predict
 from superst_monai.transforms.tissue import find_tissue
 
+SETTINGS = {"depth": 4, "n_metagenes": 4, "batch_size": 2, "learning_rate": 0.005}
+"""Training settings of a tissue this small and simple: a shallower network, many short steps."""
 Show = Callable[[float, float, float], None]
 
 
@@ -39,11 +40,14 @@ class Finding(NamedTuple):
     """What is known, predicted and measured of one subtype, on the pixels of the maps."""
 
     truth: NDArray[np.bool_]  # (H, W) pixels of the subtype
-    share: Share  # its markers' share of the expression, as predicted
-    spots: NDArray[np.float64]  # (S,) its markers' share of the UMIs of each spot
-    spread: NDArray[np.floating[Any]]  # (H, W) that share, given to the pixels of a spot and round it
-    auc: float  # of the prediction
+    mean: NDArray[np.float32]  # (H, W) expected UMIs of its marker genes [1/px]
+    sd: NDArray[np.float32]  # (H, W) posterior standard deviation of `mean`
+    spots: NDArray[np.float64]  # (S,) UMIs of its marker genes in each spot, spread evenly over its pixels [1/px]
+    spread: NDArray[np.floating[Any]]  # (H, W) these, given to the pixels of a spot and round it
+    auc: float  # of the prediction, over the tissue
     baseline_auc: float  # of `spread`
+    auc_in_cells: float  # of the prediction, over the pixels of cells alone: which subtype, not whether a cell
+    baseline_auc_in_cells: float
 
 
 def run_demo(
@@ -52,15 +56,15 @@ def run_demo(
     minutes: float = 4.0,
     seed: int = 0,
     size_px: int = 2400,
-    mpp: float = 3.0,
+    mpp: float = 4.0,
     samples: int = 10,
     options: Mapping[str, Any] | None = None,
     show: Show | None = None,
 ) -> dict[str, Any]:
     """Make a synthetic tissue, prepare, train, predict, and score the maps at every pixel.
 
-    A pixel's score for a subtype is the expected share of the subtype's marker genes, fixed beforehand. The
-    baseline is the observed share of the nearest spot.
+    A pixel's score for a subtype is the expected UMIs of the subtype's marker genes, fixed beforehand. The baseline
+    is the observed UMIs of these genes in the nearest spot.
 
     Args:
         out: folder to write, new or empty: `slide.tif`, `section.zarr`, `run/`, `maps.zarr`, `summary.json`,
@@ -70,11 +74,12 @@ def run_demo(
         size_px: side of the slide, 1 um per pixel [px].
         mpp: working resolution [um/px].
         samples: posterior samples.
-        options: keys of the training configuration.
+        options: keys of the training configuration, over those of `SETTINGS`.
         show: progress of the training, see `workflow.train`.
 
     Returns:
-        Content of `summary.json`: `auc` and `baseline_auc` by subtype, `seconds` in all, and the settings.
+        Content of `summary.json`: `auc` and `baseline_auc` by subtype over all tissue, the same within cells alone,
+        `seconds` in all, and the settings.
 
     Raises:
         RunError: the folder is not empty.
@@ -86,7 +91,8 @@ def run_demo(
         raise RunError(f"the demo needs a new or empty folder, but {out} holds files; choose another one.")
     tissue = make_tissue(seed=seed, size_px=size_px)
     section = prepare_tissue(tissue, out, mpp)
-    run = train([out / "section.zarr"], out / "run", mpp=mpp, minutes=minutes, seed=seed, options=options, show=show)
+    settings = SETTINGS | dict(options or {})
+    run = train([out / "section.zarr"], out / "run", mpp=mpp, minutes=minutes, seed=seed, options=settings, show=show)
     maps = out / "maps.zarr"
     predict(load_run(run), section, maps, samples=samples, seed=seed, source_path=out / "section.zarr")
     findings = score_maps(maps, tissue, section)
@@ -94,6 +100,8 @@ def run_demo(
     summary = {
         "auc": {name: finding.auc for name, finding in findings.items()},
         "baseline_auc": {name: finding.baseline_auc for name, finding in findings.items()},
+        "auc_in_cells": {name: finding.auc_in_cells for name, finding in findings.items()},
+        "baseline_auc_in_cells": {name: finding.baseline_auc_in_cells for name, finding in findings.items()},
         "seconds": round(time.monotonic() - started, 1),
         "minutes": minutes,
         "seed": seed,
@@ -128,27 +136,29 @@ def score_maps(maps_path: Path, tissue: SyntheticTissue, section: Section) -> di
     Raises:
         RunError: the maps hold no marker of a subtype.
     """
-    marks = tissue.genes["subtype"]
-    known = set(open_maps(maps_path).genes)
+    marks, maps = tissue.genes["subtype"], open_maps(maps_path)
+    known = set(maps.genes)
     markers = {name: [gene for gene in marks.index[marks == name] if gene in known] for name in SUBTYPES[1:]}
-    shares = gene_set_shares(maps_path, markers)
     mask = tissue.tissue_at(section.mpp)
-    total = np.asarray(section.counts.sum(axis=1)).ravel()
+    truths = {name: tissue.truth(number, mpp=section.mpp) for number, name in enumerate(markers, start=1)}
+    cells = mask & np.any(list(truths.values()), axis=0)
     x, y, radius = (section.spots[name].to_numpy() / section.mpp for name in ("x_um", "y_um", "radius_um"))
     findings = {}
-    for number, (name, genes) in enumerate(markers.items(), start=1):
-        truth = tissue.truth(number, mpp=section.mpp)
+    for name, genes in markers.items():
+        truth = truths[name]
         marked = np.asarray(section.counts[:, section.genes.index.get_indexer(pd.Index(genes))].sum(axis=1)).ravel()
-        spots = marked / np.maximum(total, 1)
+        spots = marked / (np.pi * radius**2)
+        mean, sd = maps.gene_set(genes)
         spread = spread_evenly(spots, x, y, radius, mask.shape)
-        auc = pixel_auc(shares[name].mean, truth, mask), pixel_auc(spread, truth, mask)
-        findings[name] = Finding(truth, shares[name], spots, spread, *auc)
+        auc = [pixel_auc(score, truth, where) for where in (mask, cells) for score in (mean, spread)]
+        findings[name] = Finding(truth, mean, sd, spots, spread, *auc)
     return findings
 
 
 def _markdown(summary: Mapping[str, Any]) -> str:
     """The summary to read."""
-    rows = [f"| {name} | {auc:.3f} | {summary['baseline_auc'][name]:.3f} |" for name, auc in summary["auc"].items()]
+    columns = ("auc", "baseline_auc", "auc_in_cells", "baseline_auc_in_cells")
+    rows = [f"| {name} | " + " | ".join(f"{summary[c][name]:.3f}" for c in columns) + " |" for name in summary["auc"]]
     return "\n".join(
         [
             "# Which cells within a spot express what?",
@@ -159,11 +169,12 @@ def _markdown(summary: Mapping[str, Any]) -> str:
             f"and the spots, was trained for {summary['minutes']:g} min, and predicted {summary['samples']} posterior",
             f"samples at {summary['mpp']:g} um per pixel; {summary['seconds']:.0f} s in all.",
             "",
-            "Area under the ROC curve over all tissue pixels; score: expected share of the subtype's marker genes.",
-            "Baseline: the observed share of the nearest spot. Chance is 0.5.",
+            "Area under the ROC curve; score: expected UMIs of the subtype's marker genes in a pixel. Baseline: the",
+            "observed UMIs of these genes in the nearest spot. Over all tissue pixels, and within cells alone, where",
+            "only the shape tells the subtypes apart. Chance is 0.5.",
             "",
-            "| subtype | superst | spots spread evenly |",
-            "|---|---|---|",
+            "| subtype | superst | spots spread evenly | superst, in cells | spots, in cells |",
+            "|---|---|---|---|---|",
             *rows,
             "",
             "![truth, spots, prediction, uncertainty and baseline](demo.png)",

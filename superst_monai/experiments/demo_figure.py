@@ -42,7 +42,7 @@ def demo_figure(
     label = _spots_of(section)
     for row, (name, finding) in zip(rows[:, 1:], findings.items(), strict=True):
         _draw_row(figure, row, name, finding, label, tissue, section.mpp, window)
-    figure.suptitle("Superst on a synthetic tissue: expected share of each subtype's marker genes in a pixel")
+    figure.suptitle("Superst on a synthetic tissue: expected UMIs of each subtype's marker genes in a pixel")
     return figure
 
 
@@ -63,13 +63,13 @@ def _draw_row(
     handles = [Patch(color=_CELL, label=name), Patch(color=_OTHER, label="other tissue")]
     row[0].legend(handles=handles, loc="lower right", fontsize=7)
     observed = np.concatenate([[0.0], finding.spots])[label]  # (H, W)
-    inside = finding.share.mean[tissue]
-    top = max(float(np.percentile(inside, 99.5)), float(finding.spots.max()))
-    unit = "share of UMIs"
+    inside = finding.mean[tissue]
+    top = float(np.percentile(inside, 99.5))
+    unit = f"marker UMIs per pixel ({mpp:g} um)"
     panels = (
         (observed, label > 0, "observed in spots", unit, top),
-        (finding.share.mean, tissue, f"predicted (AUC {finding.auc:.2f})", unit, top),
-        (finding.share.sd, tissue, "posterior standard deviation", unit, None),
+        (finding.mean, tissue, f"predicted (AUC {finding.auc:.2f})", unit, top),
+        (finding.sd, tissue, "posterior standard deviation", unit, None),
         (finding.spread, tissue, f"baseline: nearest spot (AUC {finding.baseline_auc:.2f})", unit, top),
     )
     for axes, (values, mask, title, what, end) in zip(row[1:], panels, strict=True):

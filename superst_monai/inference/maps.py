@@ -88,8 +88,25 @@ class Maps:
         Raises:
             RunError: the run does not have the gene.
         """
-        [g] = self._columns([name])
-        weight = np.exp(self.log_rate[:, :, g] + self.logit[:, g, None]) * self._unit  # (N, K)
+        return self.gene_set([name])
+
+    def gene_set(self, names: Sequence[str]) -> tuple[Floats, Floats]:
+        """Map of some genes together: their expected UMIs in each pixel and the posterior sd of that sum [1/px].
+
+        The rates of the genes add up to those of one, so that a set costs as much as a gene.
+
+        Args:
+            names: at least one gene.
+
+        Returns:
+            Mean and standard deviation, both `(H, W)`.
+
+        Raises:
+            RunError: the run does not have a gene.
+        """
+        columns = self._columns(names)
+        rate = np.exp(self.log_rate[:, :, columns] + self.logit[:, None, columns]).sum(axis=-1)  # (N, K)
+        weight = rate * self._unit
         mean, sd = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
         for place, tile in self._each_tile():
             expected = np.einsum("nk,nkp->np", weight, tile.astype(np.float32))  # (N, P)

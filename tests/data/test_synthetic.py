@@ -113,40 +113,40 @@ def test_spots_lie_on_a_hexagonal_grid_over_tissue(tissue):
 
 
 def test_spots_mix_subtypes(tissue):
-    """Most spots hold cells of at least two subtypes: the counts alone do not tell where they lie."""
+    """Many spots hold cells of at least two subtypes: the counts alone do not tell where they lie."""
     masks = [spot_mask(tissue, s) for s in range(0, len(tissue.spots), 5)]
     n_kinds = [sum((tissue.subtype[mask] == k).any() for k in (1, 2, 3)) for mask in masks]
-    assert np.mean(np.array(n_kinds) >= 2) > 0.5
+    assert np.mean(np.array(n_kinds) >= 2) > 0.35
     assert all((tissue.subtype == k).sum() > 0.05 * tissue.tissue.sum() for k in (1, 2, 3))
 
 
 @pytest.mark.parametrize(
     ("kind", "area_um2"),
-    [(1, np.pi * 13.0**2), (2, 4 * 11.8**2), (3, 3 * np.sqrt(3) * 9.5**2)],
+    [(1, np.pi * 18.0**2), (2, 4 * 22.0**2), (3, 3 * np.sqrt(3) * 15.2**2)],
     ids=["circle", "square", "triangle"],
 )
 def test_cells_have_the_area_of_their_shape(kind, area_um2):
     """A drawn cell covers the closed-form area of its polygon, whatever its angle."""
     for angle in (0.0, 0.7):
-        one = [np.array([v]) for v in (30.3, 29.1)]
+        one = [np.array([v]) for v in (40.3, 39.1)]
         cells = picture.Cells(*one, np.array([kind]), np.array([angle]), np.array([1.0]))
-        subtype, depth, owner = picture.draw_cells(cells, 240, 0.25)
+        subtype, depth, owner = picture.draw_cells(cells, 320, 0.25)
         assert (subtype == kind).sum() * 0.25**2 == pytest.approx(area_um2, rel=0.01)
         np.testing.assert_array_equal(owner == 0, subtype == kind)
         np.testing.assert_array_equal(depth > 0, subtype == kind)
         row, col = np.nonzero(subtype)
-        assert ((col + 0.5).mean() * 0.25, (row + 0.5).mean() * 0.25) == pytest.approx((30.3, 29.1), abs=0.1)
+        assert ((col + 0.5).mean() * 0.25, (row + 0.5).mean() * 0.25) == pytest.approx((40.3, 39.1), abs=0.15)
 
 
 def test_touching_cells_share_out_their_pixels():
     """Where two cells meet, each pixel goes to the one in whose outline it lies deeper."""
-    cells = picture.Cells(np.array([25.0, 43.0]), np.array([30.0, 30.0]), np.array([1, 2]), np.zeros(2), np.ones(2))
-    subtype, _, owner = picture.draw_cells(cells, 280, 0.25)
+    cells = picture.Cells(np.array([38.0, 64.0]), np.array([40.0, 40.0]), np.array([1, 2]), np.zeros(2), np.ones(2))
+    subtype, _, owner = picture.draw_cells(cells, 420, 0.25)
     assert set(np.unique(owner)) == {-1, 0, 1}
     np.testing.assert_array_equal(subtype, np.array([1, 2, 0])[owner])
-    middle = 0.5 * ((25.0 + 13.0) + (43.0 - 11.8)) / 0.25  # where the two outlines are equally far
-    assert subtype[120, int(middle) - 2] == 1
-    assert subtype[120, int(middle) + 2] == 2
+    middle = 0.5 * ((38.0 + 18.0) + (64.0 - 22.0)) / 0.25  # where the two outlines are equally far
+    assert subtype[160, int(middle) - 2] == 1
+    assert subtype[160, int(middle) + 2] == 2
 
 
 def test_colour_does_not_tell_the_shapes_apart():
@@ -158,7 +158,7 @@ def test_colour_does_not_tell_the_shapes_apart():
     image = picture.stain(rng, mask, depth, owner, 2.0)
     colour = [image[(subtype == k) & (depth > 4) & (depth < 7)].mean(0) for k in (1, 2, 3)]
     assert np.ptp(colour, axis=0).max() < 5.0
-    assert len(cells.kind) > 500
+    assert len(cells.kind) > 150
 
 
 def test_the_picture_is_purple_cells_on_pink_stroma_on_white(tissue):
@@ -239,6 +239,6 @@ def test_the_assay_names_the_slide_and_keeps_the_counts(tissue, tmp_path: Path):
     assert assay.mpp == 4.0
     assert assay.shape == "circle"
     np.testing.assert_array_equal(assay.counts.toarray(), tissue.counts.toarray())
-    np.testing.assert_allclose(assay.spots["diameter_px0"], 15.0)
+    np.testing.assert_allclose(assay.spots["diameter_px0"], 16.25)
     assert list(assay.genes["gene_id"][:2]) == ["SYN00000001", "SYN00000002"]
     assert to_assay(tissue).image is tissue.image

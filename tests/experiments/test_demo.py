@@ -79,15 +79,16 @@ def test_true_maps_score_1_and_beat_the_baseline(pretend: dict[str, Any], tmp_pa
     assert min(summary["auc"].values()) > 0.99
     assert all(0.5 < summary["baseline_auc"][name] < 0.95 for name in SUBTYPES[1:])
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert (
-        f"| circle | {summary['auc']['circle']:.3f} | {summary['baseline_auc']['circle']:.3f} |"
-        in (out / "summary.md").read_text()
-    )
+    assert min(summary["auc_in_cells"].values()) > 0.99
+    assert all(0.4 < summary["baseline_auc_in_cells"][name] < 0.98 for name in SUBTYPES[1:])
+    columns = ("auc", "baseline_auc", "auc_in_cells", "baseline_auc_in_cells")
+    row = "| circle | " + " | ".join(f"{summary[c]['circle']:.3f}" for c in columns) + " |"
+    assert row in (out / "summary.md").read_text()
     names = {"slide.tif", "section.zarr", "section.png", "maps.zarr", "summary.json", "summary.md", "demo.png"}
     assert {path.name for path in out.iterdir()} == names
     assert shown == [1.0, 2.0, 3.0]
     assert pretend["sections"] == [out / "section.zarr"]
-    assert (pretend["minutes"], pretend["seed"], pretend["mpp"], pretend["options"]) == (0.5, SEED, MPP, {"depth": 3})
+    assert (pretend["minutes"], pretend["seed"], pretend["mpp"], pretend["options"]) == (0.5, SEED, MPP, demo.SETTINGS | {"depth": 3})
 
 
 def test_the_demo_does_not_touch_a_full_folder(tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_the_demo_does_not_touch_a_full_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_baseline_is_the_share_of_the_nearest_spot(tmp_path: Path) -> None:
-    """At the centre of a spot the baseline is that spot's observed share of marker genes (against plain sums)."""
+def test_the_baseline_is_the_density_of_the_nearest_spot(tmp_path: Path) -> None:
+    """At the centre of a spot the baseline is that spot's observed marker UMIs over its area (against plain sums)."""
     tissue = make_tissue(seed=SEED, size_px=SIZE)
     section = prepare_tissue(tissue, tmp_path, MPP)
     np.testing.assert_array_equal(read_section(tmp_path / "section.zarr").counts.toarray(), tissue.counts.toarray())
@@ -107,7 +108,8 @@ def test_the_baseline_is_the_share_of_the_nearest_spot(tmp_path: Path) -> None:
     findings = score_maps(maps, tissue, section)
     counts = tissue.counts.toarray()
     for name, finding in findings.items():
-        want = counts[:, (tissue.genes["subtype"] == name).to_numpy()].sum(1) / counts.sum(1)
+        area = np.pi * (section.spots["radius_um"].to_numpy() / MPP) ** 2
+        want = counts[:, (tissue.genes["subtype"] == name).to_numpy()].sum(1) / area
         row, col = (section.spots[c].to_numpy() // MPP for c in ("y_um", "x_um"))
         np.testing.assert_allclose(finding.spots, want)
         np.testing.assert_allclose(finding.spread[row.astype(int), col.astype(int)], want)

@@ -211,3 +211,16 @@ def test_a_gene_of_a_large_section_takes_little_time(tmp_path: Path, maps_path: 
     assert time.process_time() - started < 1.0  # 0.25 s on an idle core
     np.testing.assert_allclose(mean, 12 * 0.5 / 256, rtol=1e-6)
     np.testing.assert_allclose(sd, 0, atol=1e-7)
+
+
+def test_a_gene_set_is_the_sum_of_its_genes(maps: Maps) -> None:
+    """Means add up; the spread is that of the sum in each sample (against a plain sum over one pixel)."""
+    some = maps.genes[:3]
+    mean, sd = maps.gene_set(some)
+    np.testing.assert_allclose(mean, sum(maps.gene(gene)[0] for gene in some), rtol=1e-4, atol=1e-9)
+    row, col = np.unravel_index(mean.argmax(), mean.shape)
+    pixel = np.zeros(maps.shape, np.int64)
+    pixel[row, col] = 1
+    sums = maps.sum_over(pixel, some)
+    each = (sums.total_count[:, 0] * np.exp(sums.logits)).sum(-1)  # (N,)
+    np.testing.assert_allclose([mean[row, col], sd[row, col]], [each.mean(), each.std()], rtol=1e-3)
