@@ -29,7 +29,7 @@ def train(
     seed: Seed = None,
     metagenes: Annotated[int | None, typer.Option(help="Most metagenes.", show_default="12")] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch, pixels.", show_default="96")] = None,
-    batch: Annotated[int | None, typer.Option(help="Patches of one step.", show_default="4")] = None,
+    batch: Annotated[int | None, typer.Option(help="Patches of one step.", show_default="8")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="First step size of Adam.", show_default="0.003")] = None,
     depth: Annotated[int | None, typer.Option(help="Levels of the network.", show_default="5")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of its finest level.", show_default="16")] = None,
