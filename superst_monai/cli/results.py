@@ -52,7 +52,16 @@ def predict(
     trained = load_run(run)
     nothing = if_interrupted(lambda: "Nothing was written.")
     with nothing, open_source(source, slide_mpp=slide_mpp) as opened, Progress("predicting") as show:
-        write_maps(trained, opened, out, source_path=source, show=show, find_tissue=find_tissue, overwrite=overwrite, **settings)
+        write_maps(
+            trained,
+            opened,
+            out,
+            source_path=source,
+            show=show,
+            find_tissue=find_tissue,
+            overwrite=overwrite,
+            **settings,
+        )
     typer.echo(f"wrote {out}; next: superst maps {out} --genes A,B --out figures")
 
 

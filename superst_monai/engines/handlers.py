@@ -115,7 +115,6 @@ class FiniteGuard:
             f"stopped; {self._kept()}, or start again with a smaller --learning-rate."
         )
 
-
     def _kept(self) -> str:
         if any(self.checkpoints.glob("*.pt")):
             return f"the last good checkpoint is in {self.checkpoints.name}/: continue it with --resume"

@@ -54,11 +54,12 @@ class Halo:
 def halo_of(depth: int) -> Halo:
     """Reach of a network of D levels, by following the pixels that a tile needs down and up the pyramid.
 
-    The expression decoder reads the features around a tile. At level d it needs the fused features [lo_d, hi_d]. The two 3 x 3 convolutions of a join widen that by 2; what
-    comes from the level below is up-sampled by the nearest pixel, so that level d + 1 is needed on [lo_d // 2,
-    hi_d // 2]; the deepest level has one convolution. z_d then comes from a head and a convolution (3 x 3 each) on
-    encoder features of level d, and these by a convolution of stride 2 (pixel i reads 2 i - 1 ... 2 i + 1 of the
-    level above) and by one more on each level above, two on the first.
+    The expression decoder reads the features around a tile. At level d it needs the fused features [lo_d, hi_d]. The
+    two 3 x 3 convolutions of a join widen that by 2; what comes from the level below is up-sampled by the nearest
+    pixel, so that level d + 1 is needed on [lo_d // 2, hi_d // 2]; the deepest level has one convolution. z_d then
+    comes from a head and a convolution (3 x 3 each) on encoder features of level d, and these by a convolution of
+    stride 2 (pixel i reads 2 i - 1 ... 2 i + 1 of the level above) and by one more on each level above, two on the
+    first.
 
     Args:
         depth: D.

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from superst_monai.networks.encoder import Factory, block
 
-
 DILATIONS = (1, 2, 4)
 """Dilations of the expression decoder's 3 x 3 convolutions; their sum is how far it sees [px]."""
 

@@ -77,5 +77,5 @@ def test_a_section_given_twice_is_refused(make_section):
 def test_a_run_is_a_folder(stores, tmp_path):
     """An --out that is a file is named."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match="a run is a folder, but .*file is a file"):
+    with pytest.raises(RunError, match=r"a run is a folder, but .*file is a file"):
         train(stores, tmp_path / "file", epochs=1)

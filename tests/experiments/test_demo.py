@@ -88,7 +88,12 @@ def test_true_maps_score_1_and_beat_the_baseline(pretend: dict[str, Any], tmp_pa
     assert {path.name for path in out.iterdir()} == names
     assert shown == [1.0, 2.0, 3.0]
     assert pretend["sections"] == [out / "section.zarr"]
-    assert (pretend["minutes"], pretend["seed"], pretend["mpp"], pretend["options"]) == (0.5, SEED, MPP, demo.SETTINGS | {"depth": 3})
+    assert (pretend["minutes"], pretend["seed"], pretend["mpp"], pretend["options"]) == (
+        0.5,
+        SEED,
+        MPP,
+        demo.SETTINGS | {"depth": 3},
+    )
 
 
 def test_the_demo_does_not_touch_a_full_folder(tmp_path: Path) -> None:

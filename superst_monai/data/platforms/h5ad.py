@@ -90,7 +90,9 @@ def read_h5ad(
     position, kept, spot_notes = _spots(data, path)
     mpp_fullres, mpp_notes = _mpp_fullres(data.obs, position, library.factors)
     mpp = None if mpp_fullres is None else mpp_fullres / scale
-    diameter_px0, size_note = _diameter(library, path, scale, spot_diameter_um, slide_mpp or mpp or _mpp_of_file(pixels))
+    diameter_px0, size_note = _diameter(
+        library, path, scale, spot_diameter_um, slide_mpp or mpp or _mpp_of_file(pixels)
+    )
     counts, var, count_notes = _counts(data, path)
     counts = counts[np.flatnonzero(kept)]
     names = var.index.astype(str).tolist()
