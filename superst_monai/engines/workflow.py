@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,7 @@ def run_config(kind: str, config: Path, meta: Path, given: Mapping[str, Any]) ->
     MONAI announces at every start that `$` expressions of a configuration are evaluated; these configurations are
     the package's own, so the notice is not passed on.
     """
-    logging.getLogger("ignite").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("ignite", logging.WARNING), _quiet("monai.bundle.workflows", logging.ERROR):
         warnings.filterwarnings("ignore", message=".*eval.*", category=UserWarning)
         workflow = ConfigWorkflow(
             config_file=str(config), meta_file=str(meta), logging_file=False, workflow_type=kind, **dict(given)
@@ -89,6 +89,18 @@ def run_config(kind: str, config: Path, meta: Path, given: Mapping[str, Any]) ->
         except RuntimeError as exc:  # the configuration's evaluation wraps whatever goes wrong in it
             raise next((cause for cause in causes(exc) if isinstance(cause, SuperstError)), exc) from exc
     return workflow
+
+
+@contextmanager
+def _quiet(name: str, level: int) -> Iterator[None]:
+    """Let a library's logger say nothing below a level, for a while."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def causes(exc: BaseException) -> Iterator[BaseException]:

@@ -191,7 +191,7 @@ def test_what_cannot_be_trained_is_refused(finished, stores, tmp_path):
         train(stores, tmp_path / "a", epochs=1, options={"sie": 1, "colour": 2})
     with pytest.raises(RunError, match="must be empty or new"):
         train(stores, finished, epochs=1, options=SMALL)
-    with pytest.raises(RunError, match=r"settings of the run, but seed was 3, got 4; n_metagenes was 3, got 5"):
+    with pytest.raises(RunError, match=r"settings of the run, but n_metagenes was 3, got 5; seed was 3, got 4"):
         train(stores, finished, seed=4, resume=True, options={"n_metagenes": 5})
     with pytest.raises(RunError, match="holds none"):
         train([], tmp_path / "none", resume=True)
