@@ -37,8 +37,8 @@ SETTINGS = {"depth": 4, "n_metagenes": 4, "batch_size": 2, "learning_rate": 0.00
 SMOOTHING_PX = 1.0
 """Standard deviation of the smoothing of prediction and baseline before they are scored [px].
 
-The counts of spots do not say where within a cell its expression lies, and training lets the map gather it in a few of the
-cell's pixels; the score asks which cells express what. The unsmoothed score is reported too.
+The counts of spots do not say where within a cell its expression lies, and training lets the map gather it in a few of
+the cell's pixels; the score asks which cells express what. The unsmoothed score is reported too.
 """
 Show = Callable[[float, float, float], None]
 
@@ -161,7 +161,8 @@ def score_maps(maps_path: Path, tissue: SyntheticTissue, section: Section) -> di
         spread = spread_evenly(spots, x, y, radius, mask.shape)
         scores = [gaussian_filter(values.astype(np.float64), SMOOTHING_PX) for values in (mean, spread)]
         auc = [pixel_auc(score, truth, where) for where in (mask, cells) for score in scores]
-        findings[name] = Finding(truth, mean, sd, spots, spread, *auc, pixel_auc(mean, truth, mask))
+        auc.append(pixel_auc(mean, truth, mask))
+        findings[name] = Finding(truth, mean, sd, spots, spread, *auc)
     return findings
 
 
@@ -181,8 +182,9 @@ def _markdown(summary: Mapping[str, Any]) -> str:
             "",
             "Area under the ROC curve; score: expected UMIs of the subtype's marker genes in a pixel. Baseline: the",
             "observed UMIs of these genes in the nearest spot. Over all tissue pixels, and within cells alone, where",
-            f"only the shape tells the subtypes apart; both smoothed by a Gaussian of {SMOOTHING_PX:g} px, since counts do",
-            "not say where within a cell its expression lies. Last: the map as it is. Chance is 0.5.",
+            "only the shape tells the subtypes apart; both smoothed by a Gaussian of",
+            f"{SMOOTHING_PX:g} px, since counts do not say where within a cell its expression lies.",
+            "Last: the map as it is. Chance is 0.5.",
             "",
             "| subtype | superst | spots spread evenly | superst, in cells | spots, in cells | superst, unsmoothed |",
             "|---|---|---|---|---|---|",
