@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from superst_monai.analysis.deconvolution import pixel_auc, spread_evenly
 from superst_monai.analysis.files import make_folder, write_json, write_text
@@ -34,12 +33,6 @@ from superst_monai.transforms.tissue import find_tissue
 
 SETTINGS = {"depth": 4, "n_metagenes": 4, "batch_size": 2, "learning_rate": 0.005}
 """Training settings of a tissue this small and simple: a shallower network, many short steps."""
-SMOOTHING_PX = 1.0
-"""Standard deviation of the smoothing of the prediction for `auc_smoothed` [px].
-
-The counts of spots do not say where within a cell its expression lies, and training lets the map gather it in a few of
-the cell's pixels; the smoothed score asks which cells express what.
-"""
 Show = Callable[[float, float, float], None]
 
 
@@ -55,7 +48,6 @@ class Finding(NamedTuple):
     baseline_auc: float  # of `spread`
     auc_in_cells: float  # of the prediction, over the pixels of cells alone: which subtype, not whether a cell
     baseline_auc_in_cells: float
-    auc_smoothed: float  # of the prediction smoothed by `SMOOTHING_PX`, over the tissue
 
 
 def run_demo(
@@ -110,7 +102,6 @@ def run_demo(
         "baseline_auc": {name: finding.baseline_auc for name, finding in findings.items()},
         "auc_in_cells": {name: finding.auc_in_cells for name, finding in findings.items()},
         "baseline_auc_in_cells": {name: finding.baseline_auc_in_cells for name, finding in findings.items()},
-        "auc_smoothed": {name: finding.auc_smoothed for name, finding in findings.items()},
         "seconds": round(time.monotonic() - started, 1),
         "minutes": minutes,
         "seed": seed,
@@ -160,14 +151,13 @@ def score_maps(maps_path: Path, tissue: SyntheticTissue, section: Section) -> di
         mean, sd = maps.gene_set(genes)
         spread = spread_evenly(spots, x, y, radius, mask.shape)
         auc = [pixel_auc(score, truth, where) for where in (mask, cells) for score in (mean, spread)]
-        auc.append(pixel_auc(gaussian_filter(mean.astype(np.float64), SMOOTHING_PX), truth, mask))
         findings[name] = Finding(truth, mean, sd, spots, spread, *auc)
     return findings
 
 
 def _markdown(summary: Mapping[str, Any]) -> str:
     """The summary to read."""
-    columns = ("auc", "baseline_auc", "auc_in_cells", "baseline_auc_in_cells", "auc_smoothed")
+    columns = ("auc", "baseline_auc", "auc_in_cells", "baseline_auc_in_cells")
     rows = [f"| {name} | " + " | ".join(f"{summary[c][name]:.3f}" for c in columns) + " |" for name in summary["auc"]]
     return "\n".join(
         [
@@ -181,11 +171,10 @@ def _markdown(summary: Mapping[str, Any]) -> str:
             "",
             "Area under the ROC curve; score: expected UMIs of the subtype's marker genes in a pixel. Baseline: the",
             "observed UMIs of these genes in the nearest spot. Over all tissue pixels, and within cells alone, where",
-            f"only the shape tells the subtypes apart. Last: the map smoothed by a Gaussian of {SMOOTHING_PX:g} px,",
-            "since counts do not say where within a cell its expression lies. Chance is 0.5.",
+            "only the shape tells the subtypes apart. Chance is 0.5.",
             "",
-            "| subtype | superst | spots spread evenly | superst, in cells | spots, in cells | superst, smoothed |",
-            "|---|---|---|---|---|---|",
+            "| subtype | superst | spots spread evenly | superst, in cells | spots, in cells |",
+            "|---|---|---|---|---|",
             *rows,
             "",
             "![truth, spots, prediction, uncertainty and baseline](demo.png)",

@@ -22,6 +22,9 @@ from superst_monai.networks.decoders import DILATIONS
 
 _BLOCK_PX = 64
 """Side of a block of noise [image px]; a block is drawn whole."""
+ORIENTATIONS = 8
+"""A tissue has no up: sample n sees the slide in orientation n mod 8, so that means and spreads include what the
+network makes of each."""
 _LATENT_STREAM = 0  # spawn keys of a sample: its z (and level), and everything else
 
 
@@ -138,42 +141,62 @@ class TileSampler:
         self.halo = halo_of(depth)
         self._keys = [[_stream_key(seed, n, level) for level in range(depth)] for n in range(samples)]
 
-    def draw(self, image: Tensor, window: Window) -> Iterator[Tensor]:
-        """Encode the image once and decode N samples of its latent variables.
+    def draw(self, image: Tensor, window: Window) -> Iterator[tuple[int, Tensor]]:
+        """Encode the image once an orientation and decode N samples of its latent variables.
 
         Args:
             image: `(3, height + 2 whole, width + 2 whole)` in [-0.9, 0.9]: the window grown by the whole halo.
             window: part of the map to draw, its corner and sides multiples of 2^(D-1).
 
         Yields:
-            Scaled activity `(K, height, width)` float32 of sample 0, 1, ... N - 1, on the CPU [1/px].
+            Number n of a sample, orientation by orientation, and its scaled activity `(K, height, width)` float32 on
+            the CPU [1/px].
         """
         device = next(self.network.parameters()).device
-        batch = image[None].to(device).contiguous(memory_format=torch.channels_last)  # (1, 3, H, W)
+        batch = image[None].to(device)  # (1, 3, H, W)
         trim, edge = self.halo.whole - self.halo.decoder, self.halo.decoder
         inner = window.grown(edge)
-        with torch.inference_mode():
-            laws = [
-                tuple(
-                    part[..., trim >> d : (trim + inner.height) >> d, trim >> d : (trim + inner.width) >> d]
-                    for part in law
-                )
-                for d, law in enumerate(self.network.guide.encoder(batch))
-            ]
-        for keys in self._keys:
+        for turn in range(min(ORIENTATIONS, self.samples)):
             with torch.inference_mode():
-                activity, scale = self.network.generative.expression(self._decode(laws, keys, inner))
-                scaled = (activity * scale)[0, :, edge : edge + window.height, edge : edge + window.width].cpu()
-            yield scaled
+                seen = orient(batch, turn).contiguous(memory_format=torch.channels_last)
+                laws = [
+                    tuple(_trimmed(part, trim >> d) for part in law)
+                    for d, law in enumerate(self.network.guide.encoder(seen))
+                ]
+            for n in range(turn, self.samples, ORIENTATIONS):
+                with torch.inference_mode():
+                    h = self._decode(laws, self._keys[n], inner, turn)
+                    activity, scale = self.network.generative.expression(h)
+                    scaled = orient_back(_trimmed(activity * scale, edge), turn)[0].cpu()
+                yield n, scaled
 
-    def _decode(self, laws: Sequence[tuple[Tensor, ...]], keys: Sequence[NDArray[np.uint64]], inner: Window) -> Tensor:
-        """Features `(1, C_0, H, W)` of one draw of all latent variables in a window."""
+    def _decode(
+        self, laws: Sequence[tuple[Tensor, ...]], keys: Sequence[NDArray[np.uint64]], inner: Window, turn: int
+    ) -> Tensor:
+        """Features of one draw of all latent variables in a window, oriented `(1, C_0, H, W)`."""
         latents = []
         for level, ((mean, sd), key) in enumerate(zip(laws, keys, strict=True)):
+            shape = (mean.shape[1], inner.height >> level, inner.width >> level)
             place = {"row": inner.row >> level, "col": inner.col >> level, "level": level}
-            noise = torch.from_numpy(latent_noise(mean.shape[1:], key=key, **place)).to(mean.device)
+            noise = orient(torch.from_numpy(latent_noise(shape, key=key, **place)), turn).to(mean.device)
             latents.append((mean + sd * noise).contiguous(memory_format=torch.channels_last))
         return self.network.generative.decode(latents)
+
+
+def orient(x: Tensor, turn: int) -> Tensor:
+    """Turn maps `(..., H, W)` by `turn` quarters, and mirror them for turns 4 to 7: the 8 symmetries of a square."""
+    turned = torch.rot90(x, turn, (-2, -1))
+    return turned.flip(-1) if turn >= 4 else turned
+
+
+def orient_back(x: Tensor, turn: int) -> Tensor:
+    """Undo `orient`."""
+    return torch.rot90(x.flip(-1) if turn >= 4 else x, -turn, (-2, -1))
+
+
+def _trimmed(x: Tensor, by: int) -> Tensor:
+    """Maps `(..., H, W)` without a margin on each side."""
+    return x[..., by : x.shape[-2] - by, by : x.shape[-1] - by]
 
 
 def _stream_key(seed: int, sample: int, level: int) -> NDArray[np.uint64]:

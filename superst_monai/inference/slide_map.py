@@ -42,8 +42,9 @@ def predict(
     """Draw posterior maps of a slide or section and store them.
 
     Sample n is one joint draw of everything: of the gene parameters, the unknown conditions and z of the whole slide.
-    It does not depend on the tiling. Only tiles with tissue are computed, and a pixel that is neither tissue nor in a
-    spot of a measured section is zero. Memory is that of one tile, its halo and N samples.
+    It does not depend on the tiling. It sees the slide in orientation n mod 8 of the square's symmetries, so that with
+    8 samples or more the mean prefers no direction. Only tiles with tissue are computed, and a pixel that is neither
+    tissue nor in a spot of a measured section is zero. Memory is that of one tile, its halo and N samples.
 
     The network must not use spatial statistics at inference (batch normalisation does not); with another
     normalisation tiles are not seamless.
@@ -88,10 +89,10 @@ def predict(
     with new_maps(out, layout, overwrite=overwrite) as writer:
         for done, tile in enumerate(tiles):
             drawn = np.zeros((samples, run.network.arch.n_metagenes, tile.height, tile.width), np.float32)
-            for n, (part, place) in enumerate(draw_tile(sampler, canvas, tile)):
+            for ready, (n, part, place) in enumerate(draw_tile(sampler, canvas, tile), start=1):
                 drawn[n][:, *place] = part
                 if show is not None:
-                    show((done * samples + n + 1) / total, time.monotonic() - started)
+                    show((done * samples + ready) / total, time.monotonic() - started)
             writer.write(tile, drawn)
     return out
 
@@ -109,7 +110,7 @@ def tissue_tiles(covered: NDArray[np.bool_], tile_px: int) -> list[Window]:
 
 def draw_tile(
     sampler: TileSampler, canvas: Canvas, tile: Window
-) -> Iterator[tuple[NDArray[np.float32], tuple[slice, slice]]]:
+) -> Iterator[tuple[int, NDArray[np.float32], tuple[slice, slice]]]:
     """Draw the covered part of a tile, sample by sample.
 
     Args:
@@ -118,7 +119,7 @@ def draw_tile(
         tile: with a covered pixel; its corner is on the grid of the deepest level.
 
     Yields:
-        Scaled activity `(K, h, w)` [1/px] of the box round the covered pixels, zero where not covered, and the place
+        Number of the sample, scaled activity `(K, h, w)` [1/px] of the box round the covered pixels, zero where not covered, and the place
         of that box in the tile.
     """
     covered = canvas.covered[tile.row : tile.row + tile.height, tile.col : tile.col + tile.width]
@@ -127,9 +128,9 @@ def draw_tile(
     image = canvas.image(window.grown(sampler.halo.whole))
     place = (slice(top, top + height), slice(left, left + width))
     mask = covered[place].astype(np.float32)
-    for sample in sampler.draw(image, window):
+    for n, sample in sampler.draw(image, window):
         part = sample.numpy()[:, : mask.shape[0], : mask.shape[1]]  # the window may go on beyond the map
-        yield part * mask, (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
+        yield n, part * mask, (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
 
 
 def _extent(used: NDArray[np.bool_], multiple: int) -> tuple[int, int]:

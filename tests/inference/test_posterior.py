@@ -11,7 +11,15 @@ import torch
 from superst_monai.data.section import Section
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import canvas_of
-from superst_monai.inference.posterior import TileSampler, Window, halo_of, latent_noise
+from superst_monai.inference.posterior import (
+    ORIENTATIONS,
+    TileSampler,
+    Window,
+    halo_of,
+    latent_noise,
+    orient,
+    orient_back,
+)
 from superst_monai.inference.run import load_run
 from superst_monai.inference.slide_map import draw_tile, tissue_tiles
 from superst_monai.model.objective import FusionVAE
@@ -26,7 +34,7 @@ def whole_map(network: FusionVAE, section: Section, tile_px: int, n_samples: int
     sampler = TileSampler(network, samples=n_samples, seed=5)
     out = np.zeros((n_samples, network.arch.n_metagenes, *canvas.shape), np.float32)
     for tile in tissue_tiles(canvas.covered, tile_px):
-        for n, (part, (rows, cols)) in enumerate(draw_tile(sampler, canvas, tile)):
+        for n, part, (rows, cols) in draw_tile(sampler, canvas, tile):
             view = out[n, :, tile.row : tile.row + tile.height, tile.col : tile.col + tile.width]
             view[:, rows, cols] = part
     return out
@@ -36,13 +44,13 @@ def whole_map(network: FusionVAE, section: Section, tile_px: int, n_samples: int
 def test_tiles_have_no_seams(
     depth: int, tmp_path_factory: pytest.TempPathFactory, make_run: Callable, section: Section
 ) -> None:
-    """The same sample drawn with small tiles, large tiles or in one piece is the same map."""
+    """The same sample drawn with small tiles, large tiles or in one piece is the same map, in each orientation."""
     network = load_run(make_run(tmp_path_factory.mktemp("depth") / "run", depth=depth)).network
-    whole = whole_map(network, section, 256)
+    whole = whole_map(network, section, 256, ORIENTATIONS)
     assert whole.max() > 0
     assert not np.allclose(whole[0], whole[1], rtol=0.01)
     for tile_px in (32, 128):
-        tiled = whole_map(network, section, tile_px)
+        tiled = whole_map(network, section, tile_px, ORIENTATIONS)
         assert (np.abs(tiled - whole) / np.maximum(whole, 1e-30)).max() < 1e-4
 
 
@@ -101,7 +109,7 @@ def test_samples_do_not_depend_on_their_number(run, section: Section) -> None:
     canvas = canvas_of(section, section.mpp, find_tissue)
     tile = Window(32, 32, 32, 32)
     few, more = (
-        [part for part, _ in draw_tile(TileSampler(run.network, samples=n, seed=0), canvas, tile)] for n in (1, 3)
+        [part for _, part, _ in draw_tile(TileSampler(run.network, samples=n, seed=0), canvas, tile)] for n in (1, 3)
     )
     np.testing.assert_array_equal(few[0], more[0])
 
@@ -119,12 +127,44 @@ def test_shares_of_a_sample_are_the_networks_own(run, section: Section) -> None:
     with torch.no_grad():
         for head in heads:
             head.bias[head.out_channels // 2 :] = -100.0  # sd becomes 1e-4
-        [drawn] = sampler.draw(image, window)
+        [(_, drawn)] = sampler.draw(image, window)
         edge = sampler.halo.whole
         expected = run.network(image[None])[0, :, edge : edge + 24, edge : edge + 32]
         for head, bias in zip(heads, saved, strict=True):
             head.bias.copy_(bias)
     torch.testing.assert_close(drawn, expected, rtol=2e-3, atol=1e-6)
+
+
+def test_orientations_are_the_eight_symmetries_of_a_square() -> None:
+    """No two turns of an uneven image agree, and each is undone."""
+    image = torch.arange(2 * 12.0).reshape(2, 3, 4)
+    turned = [orient(image, turn) for turn in range(ORIENTATIONS)]
+    assert len({(t.shape, tuple(t.flatten().tolist())) for t in turned}) == ORIENTATIONS
+    for turn, each in enumerate(turned):
+        torch.testing.assert_close(orient_back(each, turn), image, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("turn", range(ORIENTATIONS))
+def test_the_mean_map_turns_with_the_slide(run, turn: int) -> None:
+    """Without noise the mean over the orientations of a turned image is the turned mean."""
+    torch.manual_seed(3)
+    sampler = TileSampler(run.network, samples=ORIENTATIONS, seed=0)
+    heads = run.network.guide.encoder.heads
+    saved = [head.bias.detach().clone() for head in heads]
+    edge = 2 * sampler.halo.whole
+    image = torch.rand(3, 16 + edge, 24 + edge) * 1.8 - 0.9
+
+    def mean_map(seen: torch.Tensor) -> torch.Tensor:
+        window = Window(0, 0, seen.shape[-2] - edge, seen.shape[-1] - edge)
+        return torch.stack([drawn for _, drawn in sampler.draw(seen, window)]).mean(dim=0)
+
+    with torch.no_grad():
+        for head in heads:
+            head.bias[head.out_channels // 2 :] = -100.0  # sd becomes 1e-4
+        upright, turned = mean_map(image), mean_map(orient(image, turn))
+        for head, bias in zip(heads, saved, strict=True):
+            head.bias.copy_(bias)
+    torch.testing.assert_close(turned, orient(upright, turn), rtol=5e-3, atol=1e-6)
 
 
 def test_impossible_numbers_are_refused_together(run) -> None:
