@@ -34,4 +34,4 @@ class RunError(SuperstError, ValueError):
 
 
 class TrainingError(SuperstError, ValueError):
-    """The optimisation left the numbers it can use (NaN or infinite loss)."""
+    """Training cannot go on: NaN or infinite loss, or one of its processes was killed."""

@@ -39,6 +39,7 @@ class Key(StrEnum):
     COUNTS = "counts"  # (S, G) float32
     SECTION = "section"  # index of the patch's section; (B,) int64 after collate
     SPOT_SECTION = "spot_section"  # (S,) int64, section of each spot of the batch
+    SHARE = "share"  # (S,) float32, share of the spot's UMIs that its counts hold
 
 
 class Site(StrEnum):

@@ -18,6 +18,7 @@ from superst_monai.analysis.overlay import save_figure
 from superst_monai.analysis.panels import draw_numbers, draw_raster, reduce_image, reduce_map
 from superst_monai.analysis.training_sections import read_run
 from superst_monai.data.section import Section
+from superst_monai.data.store import read_section
 from superst_monai.errors import RunError, SuperstError
 from superst_monai.inference.canvas import open_source
 from superst_monai.inference.maps import Maps, open_maps
@@ -44,7 +45,7 @@ def write_gene_maps(maps_path: Path | str, genes: Sequence[str], out_dir: Path |
         StoreError: the maps cannot be read or a file cannot be written.
     """
     maps = open_maps(maps_path)
-    _check_genes(genes, maps.genes)
+    require_genes(genes, maps.genes)
     out = make_folder(out_dir)
     image = source_image(maps)
     paths, rows = [], []
@@ -52,7 +53,7 @@ def write_gene_maps(maps_path: Path | str, genes: Sequence[str], out_dir: Path |
         mean, sd = maps.gene(gene)
         save_figure(gene_figure(gene, mean, sd, maps.tissue, maps.mpp, image), out / file)
         paths.append(out / file)
-        rows.append(_numbers(mean, sd, maps.tissue))
+        rows.append(gene_numbers(mean, sd, maps.tissue))
     table = pd.DataFrame(rows, index=pd.Index(list(genes), name="gene")).assign(mpp=maps.mpp)
     return [*paths, write_whole(out / _TABLE, table.to_csv)]
 
@@ -113,6 +114,26 @@ def source_image(maps: Maps) -> NDArray[np.uint8] | None:
     return None
 
 
+def source_section(maps: Maps) -> Section | None:
+    """Read the section with spots that maps were predicted on, looked for where `source_image` looks.
+
+    Returns:
+        None when it is nowhere, damaged, of another extent now, or was a slide alone.
+    """
+    for path in _places(maps.record):
+        try:
+            section = read_section(path)
+        except SuperstError:
+            continue
+        sides_um = [
+            (ours * section.mpp, theirs * maps.mpp)
+            for ours, theirs in zip(section.tissue.shape, maps.shape, strict=True)
+        ]
+        if section.has_counts and all(abs(ours - theirs) <= section.mpp + maps.mpp for ours, theirs in sides_um):
+            return section
+    return None
+
+
 def _places(record: Mapping[str, Any]) -> list[Path]:
     """Files that may hold the image, the best first; those that exist."""
     named = [record.get("source_path")]
@@ -148,7 +169,7 @@ def file_names(genes: Sequence[str]) -> list[str]:
     return names
 
 
-def _numbers(mean: NDArray[np.float32], sd: NDArray[np.float32], tissue: NDArray[np.bool_]) -> dict[str, float]:
+def gene_numbers(mean: NDArray[np.float32], sd: NDArray[np.float32], tissue: NDArray[np.bool_]) -> dict[str, float]:
     """Summary of a gene over the tissue, in double precision."""
     inside = mean[tissue].astype(np.float64)
     return {
@@ -160,7 +181,7 @@ def _numbers(mean: NDArray[np.float32], sd: NDArray[np.float32], tissue: NDArray
     }
 
 
-def _check_genes(wanted: Sequence[str], known: Sequence[str]) -> None:
+def require_genes(wanted: Sequence[str], known: Sequence[str]) -> None:
     """Refuse unknown genes, naming similar ones."""
     have = set(known)
     unknown = [gene for gene in wanted if gene not in have]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -14,6 +14,8 @@ from superst_monai.analysis.overlay import scale_bar_um
 from superst_monai.data.resample import resample, to_uint8
 
 COLOURS = "viridis"  # perceptually uniform, told apart by the colour-blind
+SIGNED_COLOURS = "RdBu_r"  # blue below 0, white at 0, red above
+FULL_PERCENTILE = 80.0  # of the scale: where a colour that is mixed with white is full
 _TOP = 99.5  # percentile of the tissue at which the colours end, so that a few bright pixels do not darken the rest
 
 
@@ -28,7 +30,7 @@ def draw_raster(axes: Axes, raster: NDArray[Any], mpp: float, title: str, **styl
 
 
 def draw_numbers(
-    figure: Figure,
+    figure: FigureBase,
     axes: Axes,
     values: NDArray[Any],
     mask: NDArray[np.bool_],
@@ -37,6 +39,7 @@ def draw_numbers(
     unit: str,
     *,
     top: float | None = None,
+    signed: bool = False,
 ) -> None:
     """Draw a map of numbers from 0 up with its colour bar; white outside the mask.
 
@@ -48,16 +51,27 @@ def draw_numbers(
         mpp: um per pixel.
         title: of the panel.
         unit: named at the colour bar.
-        top: where the colours end; the 99.5th percentile if not given.
+        top: where the colours end; the 99.5th percentile (of the distance from 0, if signed) if not given.
+        signed: the numbers lie on both sides of 0, and so do the colours; the mask's outside is then light grey.
     """
     inside = values[mask]
-    end = float(np.percentile(inside, _TOP)) if top is None and inside.size else float(top or 0.0)
+    end = (colour_end(inside) if top is None else top) or 1.0
     shown = np.ma.masked_array(values, ~mask)
-    drawn = draw_raster(axes, shown, mpp, title, cmap=COLOURS, vmin=0.0, vmax=end if end > 0 else 1.0)
-    clipped = bool(inside.size) and float(inside.max()) > drawn.norm.vmax
-    bar = figure.colorbar(drawn, ax=axes, extend="max" if clipped else "neither", fraction=0.046, pad=0.03)
+    colours = SIGNED_COLOURS if signed else COLOURS
+    drawn = draw_raster(axes, shown, mpp, title, cmap=colours, vmin=-end if signed else 0.0, vmax=end)
+    if signed:
+        axes.set_facecolor("0.85")
+    over, under = (bool(inside.size) and float((sign * inside).max()) > end for sign in (1, -1))
+    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under and signed), "neither")
+    bar = figure.colorbar(drawn, ax=axes, extend=extend, fraction=0.046, pad=0.03)
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
+
+
+def colour_end(*parts: NDArray[Any]) -> float:
+    """Where the colours of some numbers end: the 99.5th percentile of their distances from 0, 0 if there is none."""
+    every = np.abs(np.concatenate([np.ravel(part) for part in parts]))
+    return float(np.percentile(every, _TOP)) if every.size else 0.0
 
 
 def reduce_image(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:

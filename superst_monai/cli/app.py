@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from superst_monai.cli.analyze import app as analyze
+from superst_monai.cli.export import export
+from superst_monai.cli.fields import fit_section
 from superst_monai.cli.inspection import inspect_store
 from superst_monai.cli.kernel import add_command
 from superst_monai.cli.prepare import prepare_h5ad, prepare_slide, prepare_st, prepare_visium
@@ -50,7 +53,15 @@ add_command(prepare, "slide", prepare_slide, example="superst prepare slide B7.s
 add_command(
     app, "train", train, example="superst train A1.zarr B1.zarr --out run --covariate section=section --minutes 30"
 )
+add_command(app, "fit-section", fit_section, example="superst fit-section run C1.zarr")
 add_command(app, "predict", predict, example="superst predict run B7.svs --out B7.maps.zarr")
 add_command(app, "maps", gene_maps, example="superst maps B7.maps.zarr --genes ERBB2,CD3E --out figures")
 add_command(app, "evaluate", evaluate, example="superst evaluate B1.maps.zarr --truth B1.zarr --out evaluation")
+add_command(
+    app,
+    "export",
+    export,
+    example="superst export B7.maps.zarr --to cells --objects B7.geojson --genes CD3E --out B7.h5ad",
+)
+app.add_typer(analyze, name="analyze")
 add_command(app, "inspect", inspect_store, example="superst inspect A1.zarr --out A1.png")

@@ -41,7 +41,7 @@ def guarded(body: Body) -> Body:
         except typer.Exit:
             raise
         except SuperstError as exc:
-            complain(str(exc))
+            complain(" ".join([str(exc), *getattr(exc, "__notes__", [])]))
             raise typer.Exit(BAD_INPUT) from exc
         except KeyboardInterrupt as exc:
             notes = getattr(exc, "__notes__", [])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from superst_monai.cli.kernel import given, if_interrupted
+from superst_monai.cli.kernel import given
 from superst_monai.cli.options import (
     Folder,
     Overwrite,
@@ -35,6 +35,12 @@ def predict(
     slide_mpp: SlideMpp = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a prediction of the same arguments that was broken off.")
+    ] = False,
+    no_field: Annotated[
+        bool, typer.Option("--no-field", help="Of a measured section, predict from histology alone.")
+    ] = False,
 ) -> None:
     """Predict the expression of every gene at the resolution of the image, with its uncertainty."""
     require_inputs(RUN=run, SECTION_OR_SLIDE=source)
@@ -50,16 +56,18 @@ def predict(
 
     settings = given(samples=samples, seed=seed, conditions=conditions or None)
     trained = load_run(run)
-    nothing = if_interrupted(lambda: "Nothing was written.")
-    with nothing, open_source(source, slide_mpp=slide_mpp) as opened, Progress("predicting") as show:
+    with open_source(source, slide_mpp=slide_mpp) as opened, Progress("predicting") as show:
         write_maps(
             trained,
             opened,
             out,
             source_path=source,
             show=show,
+            tell=lambda text: typer.echo(f"note: {text}", err=True),
             find_tissue=find_tissue,
             overwrite=overwrite,
+            resume=resume,
+            use_field=not no_field,
             **settings,
         )
     typer.echo(f"wrote {out}; next: superst maps {out} --genes A,B --out figures")

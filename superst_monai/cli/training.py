@@ -39,6 +39,9 @@ def train(
         str | None,
         typer.Option(help="Regular expression of genes to leave out.", show_default="mitochondrial, ribosomal"),
     ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes that share each batch, one a GPU.", show_default="1")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; needs no sections.")] = False,
 ) -> None:
     """Train on sections and write a run folder, which is a MONAI bundle with weights."""
@@ -51,7 +54,11 @@ def train(
     options |= {"depth": depth, "width": width, "val_share": val_share}
     options |= {"min_counts": min_counts, "exclude_genes": exclude_genes}
     settings = given(
-        mpp=mpp, seed=seed, covariates=pairs(covariate, "--covariate") or None, options=given(**options) or None
+        mpp=mpp,
+        seed=seed,
+        nproc=nproc,
+        covariates=pairs(covariate, "--covariate") or None,
+        options=given(**options) or None,
     )
     check_sections(sections or [], resume=resume)
     from superst_monai.cli.progress import Progress
@@ -60,6 +67,10 @@ def train(
     limits = given(epochs=epochs, minutes=minutes)
     with if_interrupted(lambda: kept(out)), Progress("training") as show:
         folder = run(sections or [], out, resume=resume, show=show, **limits, **settings)
+    from superst_monai.inference.field_store import fit_training_fields
+
+    with Progress("fitting fields") as show_fields:
+        fit_training_fields(folder, show=show_fields)
     typer.echo(f"wrote {folder}; next: superst predict {folder} SECTION_OR_SLIDE --out MAPS.zarr")
 
 

@@ -18,13 +18,16 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from superst_monai.engines.budget import Budget
+from superst_monai.engines.processes import of_all, rank
 from superst_monai.errors import TrainingError
 from superst_monai.model.objective import PARTS, FusionVAE
 from superst_monai.transforms.sampling import PatchDataset
 from superst_monai.types import Key
 
 SCORE = "val_loglik_per_spot"
-"""Name of the held-out score: expression log-likelihood of a held-out spot [nat], higher is better."""
+"""Name of the score of withheld spots: their log-likelihood, per spot [nat], higher is better."""
+UMI_SCORE = "val_loglik_umis_per_spot"
+"""Name of the score of training spots: log-likelihood of the UMIs that were set aside, per spot [nat]."""
 
 
 def output_of(engine: Engine) -> dict[str, Any]:
@@ -34,7 +37,9 @@ def output_of(engine: Engine) -> dict[str, Any]:
 
 
 class EpochSeed:
-    """Makes each epoch a function of (seed, epoch): patches and noise of a resumed run equal those of a whole one.
+    """Makes each epoch a function of the seed: patches and noise of a resumed run equal those of a whole one.
+
+    Several processes share the patches; the noise of each is its own.
 
     Args:
         dataset: whose patches depend on the epoch.
@@ -53,7 +58,8 @@ class EpochSeed:
         """Seed the generators for the epoch that starts."""
         epoch = engine.state.epoch
         self.dataset.set_epoch(epoch)
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
+        entropy = np.random.SeedSequence([self.seed, epoch, rank()])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
 
 class Clock:
@@ -108,7 +114,7 @@ class FiniteGuard:
         pred, loss = output_of(engine)["pred"], float(output_of(engine)["loss"].detach())
         parts = ", ".join(f"{name} {float(pred[name]):.6g}" for name in PARTS)
         batch: Any = engine.state.batch
-        sections = batch[Key.SECTION].tolist()
+        sections = of_all(batch[Key.SECTION]).tolist()
         raise TrainingError(
             f"the {what} must stay finite, but became {loss} at step "
             f"{engine.state.iteration} (epoch {engine.state.epoch}, patches of sections {sections}; {parts}). Training "
@@ -122,40 +128,47 @@ class FiniteGuard:
 
 
 class SpotScore(Metric):
-    """Expression log-likelihood per spot [nat] over all batches of a validation."""
+    """Mean log-likelihood per spot [nat] over all batches of a validation."""
 
     def reset(self) -> None:
         """Forget what was added."""
         self._total = 0.0
         self._spots = 0
 
-    def update(self, output: tuple[float, int]) -> None:
-        """Add a batch: log-likelihood of all its spots and their number."""
-        self._total += output[0]
-        self._spots += output[1]
+    def update(self, output: Tensor) -> None:
+        """Add the log-likelihoods of some spots `(n,)`."""
+        self._total += float(output.double().sum())
+        self._spots += len(output)
 
     def compute(self) -> float:
         """Mean over the spots, NaN without any."""
         return self._total / self._spots if self._spots else float("nan")
 
 
-def spot_score(output: Mapping[str, Any]) -> tuple[float, int]:
-    """Log-likelihood and number of spots of an evaluator's output."""
-    pred = output["pred"]
-    return -float(pred["expression"]) * len(output[Key.IMAGE.value]), int(pred["n_spots"])
+def of_withheld_spots(output: Mapping[str, Any]) -> Tensor:
+    """Log-likelihoods of the spots with all of their UMIs in an evaluator's output."""
+    loglik: Tensor = output["pred"]["loglik"]
+    return loglik[output["pred"]["share"] == 1]
+
+
+def of_umis_set_aside(output: Mapping[str, Any]) -> Tensor:
+    """Log-likelihoods of the spots with a part of their UMIs in an evaluator's output."""
+    loglik: Tensor = output["pred"]["loglik"]
+    share = output["pred"]["share"]
+    return loglik[(share > 0) & (share < 1)]
 
 
 class MetricsLog:
-    """Writes `metrics.csv`, one row an epoch: time, learning rate, the objective's parts and the held-out score.
+    """Writes `metrics.csv`, one row an epoch: time, learning rate, the objective's parts and the held-out scores.
 
     Args:
         path: of the table; rows of epochs that a resumed run repeats are replaced.
         budget: tells the time.
         optimizer: tells the learning rate.
-        evaluator: its last score is written in the epoch in which it was taken.
+        evaluator: its last scores are written in the epoch in which they were taken.
     """
 
-    columns = ("epoch", "step", "seconds", "learning_rate", "loss", *PARTS, SCORE)
+    columns = ("epoch", "step", "seconds", "learning_rate", "loss", *PARTS, SCORE, UMI_SCORE)
 
     def __init__(self, path: Path, budget: Budget, optimizer: Optimizer, evaluator: Engine | None = None) -> None:
         self.path = path
@@ -163,9 +176,9 @@ class MetricsLog:
         self.optimizer = optimizer
         self._sums: dict[str, float] = {}
         self._steps = 0
-        self._score: float | None = None
+        self._scores: dict[str, str] = {}
         if evaluator is not None:
-            evaluator.add_event_handler(Events.COMPLETED, self._take_score)
+            evaluator.add_event_handler(Events.COMPLETED, self._take_scores)
 
     def attach(self, engine: Engine) -> None:
         """Hook into start, steps and the ends of epochs and training."""
@@ -184,8 +197,9 @@ class MetricsLog:
             writer.writeheader()
             writer.writerows(rows)
 
-    def _take_score(self, evaluator: Engine) -> None:
-        self._score = evaluator.state.metrics.get(SCORE)
+    def _take_scores(self, evaluator: Engine) -> None:
+        scores = {name: evaluator.state.metrics[name] for name in (SCORE, UMI_SCORE)}
+        self._scores = {name: f"{score:.6g}" for name, score in scores.items() if not np.isnan(score)}
 
     def _add(self, engine: Engine) -> None:
         for name, value in output_of(engine)["pred"].items():
@@ -198,10 +212,9 @@ class MetricsLog:
         row: dict[str, Any] = {name: f"{self._sums[name] / self._steps:.6g}" for name in ("loss", *PARTS)}
         row |= {"epoch": engine.state.epoch, "step": engine.state.iteration, "seconds": f"{self.budget.spent_s:.2f}"}
         row["learning_rate"] = f"{self.optimizer.param_groups[0]['lr']:.6g}"
-        row[SCORE] = "" if self._score is None else f"{self._score:.6g}"
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-        self._sums, self._steps, self._score = {}, 0, None
+            csv.DictWriter(file, self.columns).writerow(row | self._scores)
+        self._sums, self._steps, self._scores = {}, 0, {}
 
 
 class MetageneImages:

@@ -1,16 +1,24 @@
-"""Which spots are held out of training to watch it: compact blocks, so that neighbours do not give them away."""
+"""What is held out of training to watch it: blocks of spots, and a share of the UMIs of the other spots."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.spatial import cKDTree
+
+from superst_monai.errors import RunError
+from superst_monai.model.first_values import fit_baseline
+from superst_monai.model.thinning import thin_counts
 
 Ints = NDArray[np.int64]
 
 
 def held_out_blocks(xy_um: NDArray[np.float64], share: float, *, block: int, rng: np.random.Generator) -> list[Ints]:
-    """Draw blocks of neighbouring spots until `share` of them is held out.
+    """Draw blocks of neighbouring spots, so that neighbours do not give a spot away, until `share` is held out.
 
     Args:
         xy_um: centres of the spots `(S, 2)` [um].
@@ -19,9 +27,9 @@ def held_out_blocks(xy_um: NDArray[np.float64], share: float, *, block: int, rng
         rng: source of randomness.
 
     Returns:
-        Row numbers of each block, disjoint; together round(share * S) spots, none for a share of 0.
+        Row numbers of each block, disjoint; together round(share * S) spots, but at least one spot is in no block.
     """
-    wanted = round(share * len(xy_um))
+    wanted = min(round(share * len(xy_um)), len(xy_um) - 1)
     free = np.ones(len(xy_um), dtype=bool)
     blocks: list[Ints] = []
     tree = cKDTree(xy_um) if len(xy_um) else None
@@ -33,3 +41,40 @@ def held_out_blocks(xy_um: NDArray[np.float64], share: float, *, block: int, rng
         wanted -= len(near)
         blocks.append(near.astype(np.int64))
     return blocks
+
+
+def split_counts(
+    counts: Sequence[sparse.csr_matrix], trained: Sequence[NDArray[np.bool_]], share: float, *, rng: np.random.Generator
+) -> tuple[list[sparse.csr_matrix], list[sparse.csr_matrix]]:
+    """Tell the counts to train on from those to score with: withheld spots whole, of other spots a share of the UMIs.
+
+    The share is set aside by `thin_counts` with the baseline and the relative depths of the spots to train on.
+
+    Args:
+        counts: of each section `(S, G)`.
+        trained: which spots are not withheld `(S,)`, of each section.
+        share: of the UMIs to set aside, in [0, 1).
+        rng: source of randomness.
+
+    Returns:
+        Counts to train on and counts to score with, each `(S, G)` for each section; together they are `counts`.
+
+    Raises:
+        RunError: the spots to train on hold no UMI.
+    """
+    whole, kept = sparse.vstack(counts, format="csr"), np.concatenate(trained)
+    left = whole[kept]
+    depth = np.asarray(left.sum(axis=1), dtype=np.float64).ravel()
+    if not depth.any():
+        raise RunError(
+            f"the spots to train on need counts, but {len(depth)} spots hold no UMI of the {whole.shape[1]} genes "
+            f"({len(kept) - len(depth)} more are withheld); check the tables, or pass a smaller --val-share."
+        )
+    if share:
+        rate = np.exp(fit_baseline(left).log_rate)
+        left, _ = thin_counts(left, share, size=depth / depth.mean(), rate=rate, rng=rng)
+    place = sparse.identity(len(kept), dtype=whole.dtype, format="csc")[:, kept]
+    left = sparse.csr_matrix(place @ left)
+    aside = sparse.csr_matrix(whole - left)
+    rows = [slice(a, b) for a, b in pairwise(np.cumsum([0, *map(len, trained)]))]
+    return [left[part] for part in rows], [aside[part] for part in rows]

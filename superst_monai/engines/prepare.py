@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
+from monai.inferers.inferer import Inferer
 from torch import Tensor, nn
 
+from superst_monai.model.evidence import spot_log_likelihood
 from superst_monai.model.generative import Batch
 from superst_monai.model.objective import FusionVAE
 from superst_monai.types import Key
@@ -17,13 +19,18 @@ def prepare_batch(
     batch: Mapping[str, Tensor], device: str | torch.device | None = None, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor, tuple[Batch], dict[str, Any]]:
     """Move a collated batch to the device and lay it out as the arguments of `FusionVAE.forward`."""
-    moved = {
-        key: batch[key].to(device, non_blocking=non_blocking)
-        for key in (Key.IMAGE, Key.LABEL, Key.COUNTS, Key.SPOT_SECTION, Key.OCCLUDED)
-    }
-    image = moved[Key.IMAGE]
-    patches = Batch(image, moved[Key.LABEL], moved[Key.COUNTS], moved[Key.SPOT_SECTION], moved[Key.OCCLUDED])
-    return image, moved[Key.LABEL], (patches,), {}
+    keys = (Key.IMAGE, Key.LABEL, Key.COUNTS, Key.SPOT_SECTION, Key.OCCLUDED, Key.SHARE)
+    patches = Batch(*(batch[key].to(device, non_blocking=non_blocking) for key in keys))
+    return patches.image, patches.label, (patches,), {}
+
+
+class EvidenceInferer(Inferer):
+    """What the evaluator asks the network: the log-likelihood of each spot of a batch instead of the objective."""
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **_: Any) -> dict[str, Tensor]:
+        """Log-likelihood of each spot `(S,)` [nat] and the share of its UMIs that it is of `(S,)`."""
+        batch: Batch = args[0]
+        return {"loglik": spot_log_likelihood(cast(FusionVAE, network), batch), "share": batch.share}
 
 
 def objective(pred: Mapping[str, Tensor], _: Tensor) -> Tensor:

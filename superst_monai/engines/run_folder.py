@@ -37,19 +37,23 @@ class RunFolder:
     """Folder of one training run.
 
     `configs/` (the bundle's, filled in), `models/model.pt`, `checkpoints/`, `logs/` (TensorBoard), `genes.csv`,
-    `metrics.csv` and `run.json`.
+    `metrics.csv`, `metagenes.json` and `run.json`.
 
     Args:
         path: of the folder; created by `start`.
         resume: continue the run that the folder holds.
+        writes: False in a process beside the one that writes; checks and writes nothing.
 
     Raises:
         RunError: the folder holds a run and `resume` is false, or holds none and `resume` is true.
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
         self.path = Path(path)
         self.resume = resume
+        self.writes = writes
+        if not writes:
+            return
         record = self.path / "run.json"
         if resume and not record.exists():
             raise RunError(f"--resume continues a run, but {self.path} holds none (no run.json); leave --resume out.")
@@ -86,6 +90,8 @@ class RunFolder:
             network: what is trained.
             settings: top-level keys of the training configuration, as given.
         """
+        if not self.writes:
+            return
         for folder in (self.models, self.checkpoints, self.logs, self.path / "configs"):
             folder.mkdir(parents=True, exist_ok=True)
         if self.resume:
@@ -102,8 +108,14 @@ class RunFolder:
         torch.save(network.state_dict(), scratch)
         os.replace(scratch, self.models / "model.pt")
 
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder whole or not at all."""
+        _write(self.path / name, text)
+
     def finish(self, budget: Budget, trainer_state: Any) -> None:
         """Complete the record once training has ended."""
+        if not self.writes:
+            return
         record = json.loads((self.path / "run.json").read_text())
         record |= {
             "state": "done",
@@ -137,7 +149,8 @@ class RunFolder:
             _write(self.path / "configs" / name, yaml.safe_dump(filled, sort_keys=False))
         about = _fit_metadata(json.loads((source / "metadata.json").read_text()), arch)
         _write(self.path / "configs" / "metadata.json", json.dumps(about, indent=4, ensure_ascii=False) + "\n")
-        _copy(source / "logging.conf", self.path / "configs" / "logging.conf")
+        for name in ("multi_gpu_train.yaml", "logging.conf"):
+            _copy(source / name, self.path / "configs" / name)
 
 
 def _fit_metadata(about: dict[str, Any], arch: Architecture) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from superst_monai.engines.budget import Budget
 from superst_monai.engines.handlers import (
     SCORE,
+    UMI_SCORE,
     Clock,
     EpochSeed,
     FiniteGuard,
@@ -31,10 +33,15 @@ from superst_monai.engines.handlers import (
     MetageneImages,
     MetricsLog,
     SpotScore,
-    spot_score,
+    of_umis_set_aside,
+    of_withheld_spots,
 )
+from superst_monai.engines.metagene_schedule import MetageneSchedule
 from superst_monai.engines.prepare import loss_of
+from superst_monai.engines.processes import rank
 from superst_monai.engines.run_folder import RunFolder
+from superst_monai.engines.together import SharedBudget, StopTogether, Together
+from superst_monai.errors import TrainingError
 from superst_monai.model.objective import FusionVAE
 from superst_monai.transforms.sampling import PatchDataset
 
@@ -62,7 +69,9 @@ class Checkpoints:
         everything = self.state | {"trainer": engine}
         last = self.folder.last_checkpoint() if self.folder.resume else None
         if last is not None:
-            CheckpointLoader(str(last), everything).attach(engine)
+            CheckpointLoader(str(last), everything, map_location=cast(Any, "cpu")).attach(engine)
+        if not self.folder.writes:
+            return
         where = str(self.folder.checkpoints)
         CheckpointSaver(where, everything, save_interval=self.every_epochs, n_saved=self.keep).attach(engine)
 
@@ -71,7 +80,7 @@ class HeldOut:
     """Validation during training: keeps the best weights, and ends training when the score stops rising.
 
     Args:
-        evaluator: of the held-out spots.
+        evaluator: of the validation set; `score_of` decides.
         network: its weights are written when the score is the best so far.
         folder: of the run; the weights are its `models/model.pt`.
         every_epochs: between two validations; a last one ends the training.
@@ -93,7 +102,6 @@ class HeldOut:
         self.every_epochs = every_epochs
         self.patience = patience
         self._validated_at = -1
-        self._state: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Hook into the ends of epochs and of the training."""
@@ -128,7 +136,7 @@ class HeldOut:
 
 
 class LastWeights:
-    """Writes the weights when training ends, for runs without held-out spots."""
+    """Writes the weights when training ends, for runs without validation."""
 
     def __init__(self, network: nn.Module, folder: RunFolder) -> None:
         self.network = network
@@ -140,13 +148,26 @@ class LastWeights:
 
 
 def score_of(engine: Engine) -> float:
-    """Held-out score of an evaluator after its run."""
-    return float(engine.state.metrics[SCORE])
+    """Score of an evaluator's run that decides: that of the withheld spots, without any that of the UMIs set aside.
+
+    Raises:
+        TrainingError: neither is a number.
+    """
+    scores = [float(engine.state.metrics[name]) for name in (SCORE, UMI_SCORE)]
+    found = [score for score in scores if not math.isnan(score)]
+    if not found:
+        raise TrainingError(
+            f"the validation must score at least one spot, but {SCORE} and {UMI_SCORE} are no numbers at epoch "
+            f"{engine.state.epoch}: no held-out spot lies whole in a validation patch, or the network's answer is no "
+            "number; pass a larger --patch, or train without validation (val_share 0 and val_umis 0)."
+        )
+    return found[0]
 
 
 def held_out_metric() -> dict[str, SpotScore]:
-    """The evaluator's key metric, by name."""
-    return {SCORE: SpotScore(output_transform=spot_score)}
+    """The evaluator's metrics by name, first that of the withheld spots."""
+    transforms = {SCORE: of_withheld_spots, UMI_SCORE: of_umis_set_aside}
+    return {name: SpotScore(output_transform=transform) for name, transform in transforms.items()}
 
 
 def interval(every_steps: int, steps_per_epoch: int) -> int:
@@ -167,28 +188,44 @@ def training_handlers(
     seed: int,
     every_steps: int,
     patience: int,
+    metagenes: MetageneSchedule,
     show: Callable[[float, float, float], None] | None = None,
 ) -> list[Any]:
     """Everything that happens around the trainer's steps, in the order in which it must happen.
+
+    Of several processes the first alone validates and writes; the others take its decisions over.
 
     Args:
         network: trained.
         optimizer: of the network.
         lr_scheduler: stepped after each step.
-        budget: how long training lasts.
+        budget: how long training lasts; shared in several processes.
         dataset: of the training patches.
         average: moving average of the weights; the one that is validated and kept.
         run_folder: where everything is written.
-        evaluator: of the held-out spots, or None.
+        evaluator: of the validation set, or None.
         seed: of the run.
         every_steps: between two validations and checkpoints [steps], rounded up to whole epochs.
         patience: validations without a better score before training stops.
+        metagenes: drops and splits metagenes; after what keeps the weights, before what writes the checkpoints.
         show: called with the share of the budget spent, seconds and loss; None logs.
     """
     every = interval(every_steps, budget.steps_per_epoch)
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "budget": budget}
+    state |= {"average": average.ema_model, "metagenes": metagenes}
+    together = [Together(budget)] if isinstance(budget, SharedBudget) else []
+    everywhere: list[Any] = [
+        *together,
+        EpochSeed(dataset, seed),
+        FiniteGuard(network, run_folder.checkpoints),
+        LrScheduleHandler(cast(Any, lr_scheduler), print_lr=False, epoch_level=False),
+        Clock(budget),
+        average,
+    ]
+    checkpoints = Checkpoints(run_folder, state, every_epochs=every)
+    if rank():
+        return [*everywhere, metagenes, checkpoints, StopTogether()]
     writer = SummaryWriter(str(run_folder.logs))
-    state["average"] = average.ema_model
     watch: HeldOut | LastWeights = LastWeights(average.ema_model, run_folder)
     if evaluator is not None:
         watch = HeldOut(evaluator, average.ema_model, run_folder, every_epochs=every, patience=patience)
@@ -196,14 +233,12 @@ def training_handlers(
         MetageneImages(average.ema_model, writer, lambda: evaluator.state.epoch).attach(evaluator)
     loss: dict[str, Any] = {"tag_name": "loss", "output_transform": loss_of}
     return [
-        EpochSeed(dataset, seed),
-        FiniteGuard(network, run_folder.checkpoints),
-        LrScheduleHandler(cast(Any, lr_scheduler), print_lr=False, epoch_level=False),
-        Clock(budget),
-        average,
+        *everywhere,
         watch,
-        Checkpoints(run_folder, state, every_epochs=every),
+        metagenes,
+        checkpoints,
         MetricsLog(run_folder.path / "metrics.csv", budget, optimizer, evaluator),
         TensorBoardStatsHandler(writer, **loss),
         Heartbeat(budget, show) if show else StatsHandler(iteration_log=False, **loss),
+        *([StopTogether()] if together else []),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from scipy import sparse
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 from superst_monai.engines.genes import select_genes
-from superst_monai.engines.holdout import held_out_blocks
+from superst_monai.engines.holdout import held_out_blocks, split_counts
 from superst_monai.errors import ResolutionError, RunError
 from superst_monai.model.first_values import fit_baseline, set_first_values
 from superst_monai.model.metagenes import factorised_profiles
@@ -28,6 +29,9 @@ from superst_monai.transforms.patches import PatchDataset, training_chain, valid
 from superst_monai.transforms.sampling import share_items
 from superst_monai.transforms.sources import PatchKey, PatchSource
 from superst_monai.types import Key
+
+PATCHES_WITHOUT_BLOCKS = 8
+"""Patches of a validation where no spot is withheld, each round a spot of the training."""
 
 
 class TrainingData:
@@ -43,10 +47,11 @@ class TrainingData:
         patch_px: side of a patch [px].
         min_counts: least UMIs of a gene over all sections.
         exclude_genes: regular expression of gene names to leave out.
-        val_share: share of the spots held out to watch training.
-        val_block: held-out spots in one block.
+        val_share: share of the spots withheld to watch training; each section keeps at least one spot to train on.
+        val_block: withheld spots in one block.
+        val_umis: share of the UMIs of every other spot set aside to watch training, see `thin_counts`.
         augmentation: arguments of `training_chain` that differ from its own.
-        seed: of the held-out spots, the patches and the factorisation.
+        seed: of the withheld spots, the UMIs set aside, the patches and the factorisation.
 
     Raises:
         RunError: no sections, sections without counts, or covariates that they do not have.
@@ -66,6 +71,7 @@ class TrainingData:
         exclude_genes: str = r"(?i)(mt-|rp[ls])",
         val_share: float = 0.1,
         val_block: int = 4,
+        val_umis: float = 0.05,
         augmentation: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -86,6 +92,7 @@ class TrainingData:
         _check_patch(self.sections, patch_px)
         self.seed = seed
         self.patch_px = patch_px
+        self.val_umis = val_umis
         self.augmentation = dict(augmentation or {})
         self.genes = select_genes(self.sections, min_counts=min_counts, exclude=exclude_genes)
         self.covariate_columns = dict(covariates or {})
@@ -117,21 +124,39 @@ class TrainingData:
         return [s.counts[:, s.genes.index.get_indexer(self.genes.index)].tocsr() for s in self.sections]
 
     @cached_property
+    def training_spots(self) -> list[NDArray[np.bool_]]:
+        """Which spots of each section are not withheld, `(S,)`."""
+        found = [np.ones(s.n_spots, dtype=bool) for s in self.sections]
+        for trained, blocks in zip(found, self.held_out, strict=True):
+            for rows in blocks:
+                trained[rows] = False
+        return found
+
+    @cached_property
+    def _split(self) -> tuple[list[sparse.csr_matrix], list[sparse.csr_matrix]]:
+        """Counts to train on and counts to score with, `(S, G)` of each section; together they are `counts`."""
+        return split_counts(self.counts, self.training_spots, self.val_umis, rng=np.random.default_rng((self.seed, 1)))
+
+    @cached_property
     def _labels(self) -> list[NDArray[np.int64]]:
         return [spot_labels(s) for s in self.sections]
 
     def _sources(self, *, training: bool) -> list[PatchSource]:
-        """Sections with the labels of the training spots, or of the held-out ones, alone."""
+        """Sections with what is trained on, or with what is set aside and withheld: labels, counts and their share."""
         sources = []
-        for section, label, counts, blocks in zip(self.sections, self._labels, self.counts, self.held_out, strict=True):
-            keep = np.ones(section.n_spots + 2, dtype=bool)
-            hidden = np.concatenate(blocks) + 1 if blocks else np.empty(0, dtype=np.int64)
-            keep[hidden] = False
-            if not training:
-                keep = ~keep
-                keep[0] = True
+        for n, (section, label, trained) in enumerate(
+            zip(self.sections, self._labels, self.training_spots, strict=True)
+        ):
+            if training:
+                shown = np.r_[True, trained, True]
+                share = np.r_[np.full(section.n_spots, 1.0 - self.val_umis), 1.0]
+            else:  # the support outside the tissue, which has no counts to set aside, tells nothing
+                shown = np.r_[True, ~trained | (self.val_umis > 0), False]
+                share = np.r_[np.where(trained, self.val_umis, 1.0), 0.0]
             image = white_balance(section.image, section_glass(section.image, section.tissue))
-            sources.append(PatchSource.from_arrays(image, np.where(keep[label], label, 0), section.tissue, counts))
+            counts = self._split[0 if training else 1][n]
+            label = np.where(shown[label], label, 0)
+            sources.append(PatchSource.from_arrays(image, label, section.tissue, counts, share))
         return sources
 
     @cached_property
@@ -166,23 +191,34 @@ class TrainingData:
         return PatchDataset(training_chain(sources, size=self.patch_px, **self.augmentation), sections, self.seed)
 
     def validation_set(self) -> Dataset:
-        """One patch round each block of held-out spots, unchanged; only these spots are labelled."""
-        sources = self._sources(training=False)
+        """Patches to watch training with, unchanged: one round each block of withheld spots, or else a handful.
+
+        They hold the withheld spots whole and of all other spots the UMIs set aside, told apart by Key.SHARE.
+        """
+        places = [(n, rows) for n, blocks in enumerate(self.held_out) for rows in blocks]
+        if not places and self.val_umis:
+            first = np.cumsum([0, *(s.n_spots for s in self.sections)])
+            drawn = np.random.default_rng((self.seed, 2)).permutation(first[-1])[:PATCHES_WITHOUT_BLOCKS]
+            at = np.searchsorted(first, drawn, side="right") - 1
+            places = [(int(n), np.array([row])) for n, row in zip(at, drawn - first[at], strict=True)]
         items = []
-        for index, (section, blocks) in enumerate(zip(self.sections, self.held_out, strict=True)):
-            xy = section.spots[["x_um", "y_um"]].to_numpy() / self.mpp
-            for rows in blocks:
-                col, row = xy[rows].mean(axis=0)
-                items.append({Key.SECTION: index, PatchKey.ROW: int(row), PatchKey.COL: int(col)})
-        return Dataset(items, validation_chain(sources, size=self.patch_px))
+        for n, rows in places:
+            col, row = self.sections[n].spots[["x_um", "y_um"]].to_numpy()[rows].mean(axis=0) / self.mpp
+            items.append({Key.SECTION: n, PatchKey.ROW: int(row), PatchKey.COL: int(col)})
+        return Dataset(items, validation_chain(self._sources(training=False), size=self.patch_px))
 
     def set_first_values(self, network: FusionVAE) -> None:
-        """Write conditions, baselines, profiles and scale into a freshly built network."""
-        stacked = sparse.vstack(self.counts, format="csr")
-        section = np.repeat(np.arange(self.n_sections), [c.shape[0] for c in self.counts])
-        profiles = factorised_profiles(stacked, section, network.arch.n_metagenes, seed=self.seed)
+        """Write conditions, baselines, profiles and scale into a freshly built network; from what is trained on."""
+        rows = [counts[trained] for counts, trained in zip(self._split[0], self.training_spots, strict=True)]
+        stacked = sparse.vstack(rows, format="csr")
+        section = np.repeat(np.arange(self.n_sections), [c.shape[0] for c in rows])
+        in_use = int(network.generative.active.sum())
+        profiles = factorised_profiles(stacked, section, in_use, seed=self.seed)
+        profiles = np.pad(profiles, ((0, network.arch.n_metagenes - in_use), (0, 0)))
         network.generative.set_conditions(self.levels)
-        set_first_values(network, fit_baseline(stacked), profiles, spot_area_px=self.spot_area_px)
+        thinned = fit_baseline(stacked)
+        baseline = replace(thinned, log_rate=thinned.log_rate - math.log1p(-self.val_umis))
+        set_first_values(network, baseline, profiles, spot_area_px=self.spot_area_px)
 
     @property
     def spot_area_px(self) -> float:

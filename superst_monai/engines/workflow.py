@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from monai.bundle import ConfigWorkflow
 
-from superst_monai.engines.run_folder import bundle_folder
+from superst_monai.engines.processes import Show, launch
+from superst_monai.engines.run_folder import RunFolder, bundle_folder
+from superst_monai.engines.settings import check_settings
 from superst_monai.errors import RunError, SuperstError
-
-Show = Callable[[float, float, float], None]
-"""Receives the share of the budget spent, the seconds and the loss [nat/patch]."""
 
 
 def train(
@@ -28,6 +28,7 @@ def train(
     epochs: int | None = None,
     minutes: float | None = None,
     seed: int | None = None,
+    nproc: int | None = None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
     show: Show | None = None,
@@ -42,6 +43,8 @@ def train(
         epochs: at most so many passes over the sections.
         minutes: at most so much wall-clock [min].
         seed: of everything random; None is that of the configuration.
+        nproc: processes that share each batch, one a GPU, or with an equal share of the cores; None is the
+            configuration's. A script that asks for several calls this under `if __name__ == "__main__":`.
         resume: continue with the settings of the run; only epochs and minutes may differ from them.
         options: other keys of `configs/train.yaml`.
         show: progress; None logs.
@@ -51,7 +54,7 @@ def train(
 
     Raises:
         RunError: options that the configuration does not have, or sections that do not fit.
-        TrainingError: the loss became NaN.
+        TrainingError: the loss became NaN, or a process was killed.
     """
     out = Path(out).resolve()
     source = out / "configs" if resume else bundle_folder() / "configs"
@@ -59,20 +62,33 @@ def train(
         raise RunError(f"--resume continues a run, but {out} holds none (no configs/train.yaml); leave --resume out.")
     known = yaml.safe_load((source / "train.yaml").read_text())
     settings: dict[str, Any] = {"sections": [str(Path(s).resolve()) for s in sections], **dict(options or {})}
-    settings |= {"covariates": dict(covariates or {}), "mpp": mpp, "seed": seed}
+    settings |= {"covariates": dict(covariates or {}), "mpp": mpp, "seed": seed, "nproc": nproc}
     settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
     _check_options(settings, known)
     limits = {} if resume and epochs is None and minutes is None else {"epochs": epochs, "minutes": minutes}
     if resume:
         _check_same(settings, known)
         settings = {}
-    given = {"run_dir": str(out), "resume": resume, "show": show, **settings, **limits}
-    run_config("train", source / "train.yaml", source / "metadata.json", given)
+    check_settings(known | settings | limits)
+    RunFolder(out, resume=resume)  # refuses a folder before any process is started
+    given = {"run_dir": str(out), "resume": resume, **settings, **limits}
+    n = settings.get("nproc", known["nproc"])
+    overlay = [source / "multi_gpu_train.yaml"] if n > 1 else []
+    work = partial(_train_here, [source / "train.yaml", *overlay], source / "metadata.json", given)
+    if n > 1:
+        launch(n, work, show)
+    else:
+        work(show)
     return out
 
 
-def run_config(kind: str, config: Path, meta: Path, given: Mapping[str, Any]) -> ConfigWorkflow:
-    """Run a bundle configuration with some of its keys given; the finished workflow.
+def _train_here(configs: Sequence[Path], meta: Path, given: Mapping[str, Any], show: Show | None) -> None:
+    """Train in this process."""
+    run_config("train", configs, meta, {**given, "show": show})
+
+
+def run_config(kind: str, configs: Sequence[Path], meta: Path, given: Mapping[str, Any]) -> ConfigWorkflow:
+    """Run a bundle configuration and its overlays with some of its keys given; the finished workflow.
 
     MONAI announces at every start that `$` expressions of a configuration are evaluated; these configurations are
     the package's own, so the notice is not passed on.
@@ -80,14 +96,21 @@ def run_config(kind: str, config: Path, meta: Path, given: Mapping[str, Any]) ->
     with warnings.catch_warnings(), _quiet("ignite", logging.WARNING), _quiet("monai.bundle.workflows", logging.ERROR):
         warnings.filterwarnings("ignore", message=".*eval.*", category=UserWarning)
         workflow = ConfigWorkflow(
-            config_file=str(config), meta_file=str(meta), logging_file=False, workflow_type=kind, **dict(given)
+            config_file=[str(config) for config in configs],
+            meta_file=str(meta),
+            logging_file=False,
+            workflow_type=kind,
+            **dict(given),
         )
         try:
             workflow.initialize()
             workflow.run()
             workflow.finalize()
         except RuntimeError as exc:  # the configuration's evaluation wraps whatever goes wrong in it
-            raise next((cause for cause in causes(exc) if isinstance(cause, SuperstError)), exc) from exc
+            found = next((cause for cause in causes(exc) if isinstance(cause, SuperstError)), None)
+            if found is None:
+                raise
+            raise found from exc
     return workflow
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,7 +28,43 @@ from superst_monai.types import Region
 
 _OVERVIEW_MPP = 8.0
 """Resolution at which the tissue of a slide is looked for, if the run's is finer [um/px]."""
+_OVERVIEW_PX = 12_000_000
+"""Pixels that the tissue is looked for in, at most: 28 mm by 28 mm; larger slides get a coarser overview."""
 _FINER = 0.9  # a slide may be a tenth coarser than what is read from it, as in `join_section`
+
+
+class CoarseMask:
+    """A bool plane `(H, W)` that is kept in squares of `factor` pixels, and expanded where it is sliced.
+
+    Args:
+        coarse: one entry a square; the last ones may reach beyond the plane.
+        factor: side of a square [px].
+        shape: H and W [px].
+    """
+
+    dtype, ndim = np.dtype(np.bool_), 2
+
+    def __init__(self, coarse: NDArray[np.bool_], factor: int, shape: tuple[int, int]) -> None:
+        self.coarse = coarse
+        self.factor = factor
+        self.shape = shape
+
+    def __getitem__(self, place: tuple[slice, slice]) -> NDArray[np.bool_]:
+        """Expand the part of the plane between two rows and two columns."""
+        row, col = (np.arange(*part.indices(n)) // self.factor for part, n in zip(place, self.shape, strict=True))
+        return self.coarse[row[:, None], col]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Expand the whole plane."""
+        return np.asarray(self[:, :], dtype)
+
+    def any(self) -> bool:
+        """Whether a pixel is set."""
+        return bool(self.coarse.any())
+
+
+Plane: TypeAlias = NDArray[np.bool_] | CoarseMask
+"""A bool plane; boxes of it are sliced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +78,19 @@ class Canvas:
         tissue: `(H, W)` bool.
         covered: pixels that get a prediction, `(H, W)` bool: tissue, and the spots of a measured section. Elsewhere
             the map is zero, as the model has it: glass between and around pieces of tissue carries no counts.
-        read_inside: reads a window that lies within the plane, `(h, w, 3)` uint8.
+        read_inside: reads a window that lies within the plane, `(h, w, 3)` uint8; threads may call it.
         glass: colour of the empty glass `(3,)`, for the white balance.
+        sha256: of the planes and, for a section, of its image; the file of a slide has its own in `slide`.
     """
 
     name: str
     mpp: float
     slide: Mapping[str, Any]
-    tissue: NDArray[np.bool_]
-    covered: NDArray[np.bool_]
+    tissue: Plane
+    covered: Plane
     read_inside: Callable[[Window], NDArray[np.uint8]]
     glass: NDArray[np.float64]
+    sha256: str
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -129,7 +168,8 @@ def _section_canvas(section: Section, mpp: float) -> Canvas:
         return section.image[row : row + height, col : col + width]
 
     glass = section_glass(section.image, section.tissue)
-    return Canvas(section.name, mpp, section.slide, section.tissue, covered, read, glass)
+    digest = _digest(section.image, section.tissue, covered)
+    return Canvas(section.name, mpp, section.slide, section.tissue, covered, read, glass, digest)
 
 
 def _slide_canvas(slide: Slide, mpp: float, find_tissue: TissueFinder) -> Canvas:
@@ -148,8 +188,16 @@ def _slide_canvas(slide: Slide, mpp: float, find_tissue: TissueFinder) -> Canvas
         row, col, n_rows, n_cols = window
         return slide.read(Region(col * step_x, row * step_y, n_cols * step_x, n_rows * step_y), factor * mpp)
 
-    factor = max(1, round(_OVERVIEW_MPP / mpp))
+    factor = max(1, round(_OVERVIEW_MPP / mpp), math.ceil(math.sqrt(height * width / _OVERVIEW_PX)))
     overview = read(Window(0, 0, math.ceil(height / factor), math.ceil(width / factor)), factor)
     coarse = np.asarray(find_tissue(overview, factor * mpp), dtype=np.bool_)
-    tissue = coarse.repeat(factor, 0).repeat(factor, 1)[:height, :width]
-    return Canvas(slide.name, mpp, slide.properties, tissue, tissue, read, section_glass(overview, coarse))
+    tissue, glass = CoarseMask(coarse, factor, (height, width)), section_glass(overview, coarse)
+    return Canvas(slide.name, mpp, slide.properties, tissue, tissue, read, glass, _digest(coarse, glass))
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    """Hash of what arrays hold."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

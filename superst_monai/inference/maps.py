@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from superst_monai.data.section import Section
-from superst_monai.errors import AlignmentError, RunError, ShapeError
-from superst_monai.inference.maps_store import open_store, read_genes
-from superst_monai.inference.sums import Sums
+from superst_monai.errors import AlignmentError, RunError
+from superst_monai.inference.maps_store import open_store, read_effects, read_genes
+from superst_monai.inference.rates import Effects
+from superst_monai.inference.sample_tiles import Place, SampleTiles
+from superst_monai.inference.sums import Sums, checked_label
 from superst_monai.transforms.labels import draw_spots
 
 if TYPE_CHECKING:
@@ -67,20 +68,29 @@ class Maps:
         self.log_rate: Floats = np.asarray(group["posterior/log_rate"])
         self.logit: Floats = np.asarray(group["posterior/logit"])
         self._group = group
-        self._activity = cast("zarr.Array[Any]", group["posterior/activity"])
-        self.n_samples, self.n_metagenes, *sides = (int(n) for n in self._activity.shape)
+        self._pixels = SampleTiles(group, meta, cache_bytes=cache_bytes)
+        self.n_samples, self.n_metagenes, *sides = self._pixels.shape
         self.shape = (sides[0], sides[1])
-        self._unit = np.float32(1 / meta["multiplier"])
-        self._tile_px = int(meta["tile_px"])
-        self._tiles = [(int(i), int(j)) for i, j in np.argwhere(np.asarray(group["posterior/computed"]))]
         self._index = {gene: i for i, gene in enumerate(self.genes)}
-        self._cache: OrderedDict[tuple[int, int], NDArray[np.float16]] = OrderedDict()
-        self._cache_bytes = cache_bytes
 
     @cached_property
     def tissue(self) -> NDArray[np.bool_]:
         """Tissue mask `(H, W)`."""
         return np.asarray(self._group["labels/tissue/s0"]).astype(np.bool_)
+
+    @cached_property
+    def covered(self) -> NDArray[np.bool_]:
+        """Pixels that were predicted `(H, W)`: tissue, and the spots of a measured section; elsewhere all is zero."""
+        scale = cast("zarr.Array[Any]", self._group["images/scale/s0"])
+        covered = self.tissue.copy()
+        for place in self._pixels.places():
+            covered[place] |= np.asarray(scale[(0, *place)]) > 0
+        return covered
+
+    @cached_property
+    def effects(self) -> Effects | None:
+        """Samples of what each level of each covariate adds; None where the store holds none. See `under`."""
+        return read_effects(self._group)
 
     def gene(self, name: str) -> tuple[Floats, Floats]:
         """Map of one gene: expected UMIs of each pixel and their posterior standard deviation, both `(H, W)` [1/px].
@@ -106,14 +116,33 @@ class Maps:
         """
         columns = self._columns(names)
         rate = np.exp(self.log_rate[:, :, columns] + self.logit[:, None, columns]).sum(axis=-1)  # (N, K)
-        weight = rate * self._unit
+        weight = rate * self._pixels.unit
         mean, sd = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
-        for place, tile in self._each_tile():
+        for place, tile in self._pixels:
             expected = np.einsum("nk,nkp->np", weight, tile.astype(np.float32))  # (N, P)
             out = mean[place]
             mean[place] = expected.mean(axis=0).reshape(out.shape)
             sd[place] = expected.std(axis=0).reshape(out.shape)
         return mean, sd
+
+    def tiles(self) -> Iterator[tuple[Place, Floats]]:
+        """Yield the place of each computed tile and its scaled activity `(N, K, h, w)` [1/px]; elsewhere it is zero."""
+        for place in self._pixels.places():
+            yield place, self._pixels.read(place)
+
+    def mean_tiles(self) -> Iterator[tuple[Place, Floats]]:
+        """Yield each tile's mean over the samples `(K, h, w)` [1/px]; it is stored, so that less has to be read."""
+        mean = cast("zarr.Array[Any]", self._group["images/activity/s0"])
+        for place in self._pixels.places():
+            yield place, np.asarray(mean[(slice(None), *place)])
+
+    def read(self, place: Place) -> Floats:
+        """Scaled activity of a box of pixels (rows, columns) within the map, `(N, K, h, w)` [1/px]."""
+        return self._pixels.read(place)
+
+    def law(self, sizes: Floats, genes: Sequence[str] | None = None) -> Sums:
+        """Count law of supports whose metagene sizes `(N, S, K)` are known; raises RunError for an unknown gene."""
+        return self._sums(sizes, self._columns(genes))
 
     def size_of(self, label: NDArray[np.integer[Any]], *, n_supports: int | None = None) -> Floats:
         """Metagene sizes of supports, `(N, S, K)`: the scaled activity summed over the pixels of each.
@@ -125,15 +154,15 @@ class Maps:
         Raises:
             ShapeError: `label` is not an integer image of the maps' shape, or holds a number outside 0 ... S.
         """
-        n_supports = _checked_label(label, self.shape, n_supports)
+        n_supports = checked_label(label, self.shape, n_supports)
         sizes = np.zeros((n_supports, self.n_samples * self.n_metagenes), np.float32)
-        for place, tile in self._each_tile():
+        for place, tile in self._pixels:
             inside = label[place].ravel()
             pixels = np.flatnonzero(inside)
             ids, local = np.unique(inside[pixels], return_inverse=True)
             member = sparse.csr_array((np.ones(len(pixels), np.float32), (local, pixels)), (len(ids), len(inside)))
             flat = tile.reshape(-1, len(inside)).astype(np.float32)  # (N K, P)
-            sizes[ids - 1] += (member @ flat.T) * self._unit
+            sizes[ids - 1] += (member @ flat.T) * self._pixels.unit
         return sizes.reshape(n_supports, self.n_samples, self.n_metagenes).transpose(1, 0, 2)
 
     def sum_over(
@@ -188,7 +217,7 @@ class Maps:
         """
         from anndata import AnnData
 
-        self._check_section(section)
+        label = self.spot_label(section)
         names = [g for g in self.genes if g in section.genes.index] if genes is None else list(genes)
         if not names:
             raise RunError(
@@ -197,7 +226,7 @@ class Maps:
                 "use one naming (symbols or Ensembl ids)."
             )
         columns = self._columns(names)
-        chunks = list(self._spot_chunks(section, names))
+        chunks = [(s.mean, s.sd) for s in self.chunks(label, genes=names, n_supports=section.n_spots)]
         found = section.genes.index.get_indexer(pd.Index(names))
         observed = np.full((section.n_spots, len(names)), np.nan, np.float32)
         observed[:, found >= 0] = section.counts[:, found[found >= 0]].toarray()
@@ -212,7 +241,13 @@ class Maps:
         return adata
 
     def spot_label(self, section: Section) -> NDArray[np.int64]:
-        """Label image of a section's spots on the maps' pixels, `(H, W)`: 0 none, i = spot i - 1."""
+        """Label image of a section's spots on the maps' pixels, `(H, W)`: 0 none, i = spot i - 1.
+
+        Raises:
+            RunError: the section has no spots.
+            AlignmentError: section and maps differ in extent.
+        """
+        self._check_section(section)
         x, y, radius = (section.spots[c].to_numpy(np.float64) / self.mpp for c in ("x_um", "y_um", "radius_um"))
         return draw_spots(x, y, radius, self.shape, square=section.shape == "square")
 
@@ -231,30 +266,10 @@ class Maps:
         slide = self.record["slide"]
         return float(slide["mpp_x"]), float(slide["mpp_y"])
 
-    def _each_tile(self) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float16]]]:
-        """Yield the place and the samples `(N, K, h * w)` of each computed tile, times the store's multiplier."""
-        for key in self._tiles:
-            (row, col), side = (i * self._tile_px for i in key), self._tile_px
-            place = (slice(row, min(row + side, self.shape[0])), slice(col, min(col + side, self.shape[1])))
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                yield place, self._cache[key]
-                continue
-            tile = np.asarray(self._activity[(slice(None), slice(None), *place)])
-            self._cache[key] = tile.reshape(*tile.shape[:2], -1)
-            while sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
-                self._cache.popitem(last=False)
-            yield place, tile.reshape(*tile.shape[:2], -1)
-
     def _sums(self, sizes: Floats, columns: NDArray[np.int64]) -> Sums:
         """Count laws of supports of known sizes `(N, S, K)`."""
         total = sizes @ np.exp(self.log_rate[:, :, columns])  # (N, S, G)
         return Sums([self.genes[g] for g in columns], total, self.logit[:, columns])
-
-    def _spot_chunks(self, section: Section, names: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
-        """Mean and sd of the spots' counts, a few genes at a time."""
-        for sums in self.chunks(self.spot_label(section), genes=names, n_supports=section.n_spots):
-            yield sums.mean, sums.sd
 
     def _columns(self, genes: Sequence[str] | None) -> NDArray[np.int64]:
         """Positions of genes; all unknown names are reported at once, with those they may have meant."""
@@ -283,17 +298,3 @@ class Maps:
                 f"section {section.name} must be of the slide of the maps ({self.record['source']}), but it measures "
                 f"{size} um and the maps {own} um; predict on this section first."
             )
-
-
-def _checked_label(label: NDArray[Any], shape: tuple[int, int], n_supports: int | None) -> int:
-    """Number of supports of a label image that fits the maps."""
-    if label.shape != shape or label.dtype.kind not in "iu":
-        raise ShapeError(
-            f"the label image must hold integers (H, W) = {shape} as the maps, got {label.shape} {label.dtype}; "
-            "draw it on the maps' pixels (`mpp`, `from_px0`)."
-        )
-    low, high = int(label.min()), int(label.max())
-    if low < 0 or (n_supports is not None and high > n_supports):
-        most = "" if n_supports is None else f" ... {n_supports} (n_supports)"
-        raise ShapeError(f"labels must lie in 0{most}, got {low} ... {high}; 0 is none, i is support i - 1.")
-    return high if n_supports is None else n_supports

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,13 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from superst_monai.data.atomic import new_store
-from superst_monai.errors import RunError, StoreError
-from superst_monai.inference.posterior import Window
-from superst_monai.inference.rates import RateSamples
+from superst_monai.errors import StoreError
+from superst_monai.inference.canvas import Plane
+from superst_monai.inference.maps_writer import ATTRS, DOMAIN_CHANNELS, MULTIPLIER, MapsWriter, array_of, meta_of
+from superst_monai.inference.rates import Effects, RateSamples
+from superst_monai.inference.unfinished import unfinished_store
 
-ATTRS = "superst_monai"
 FORMAT_VERSION = 1
-MULTIPLIER = 256.0
-"""Samples are stored in float16 times this power of two: 11 bits down to 2.4e-7 / px, and up to 255 / px."""
-_LARGEST = float(np.finfo(np.float16).max) / MULTIPLIER
 _META = ("mpp", "record", "multiplier", "tile_px")
 _ARRAYS = ("activity", "log_rate", "logit", "computed")
 
@@ -34,81 +31,55 @@ class MapsLayout:
 
     Attributes:
         mpp: um per pixel.
-        tissue: `(H, W)` bool.
+        tissue: `(H, W)` bool; read tile by tile.
         tile_px: side of a chunk [px].
         rates: N samples of the gene parameters.
         log_rate: mean and sd of the log rates, each `(K, G)`.
         active: metagenes in use `(K,)` bool.
         genes: G rows named by gene: gene_id, logit.
-        record: where the maps come from.
+        record: where the maps come from, as JSON.
+        block_px: side of a block of the image `domain`, which divides `tile_px` [px]; None for no such image.
     """
 
     mpp: float
-    tissue: NDArray[np.bool_]
+    tissue: Plane
     tile_px: int
     rates: RateSamples
     log_rate: tuple[NDArray[np.float32], NDArray[np.float32]]
     active: NDArray[np.bool_]
     genes: pd.DataFrame
     record: Mapping[str, Any]
-
-
-class MapsWriter:
-    """Writes tiles into a store whose arrays exist already.
-
-    Args:
-        group: root of the store, writable.
-    """
-
-    def __init__(self, group: zarr.Group) -> None:
-        """Look up the arrays."""
-        self._samples = _array(group, "posterior/activity")
-        self._activity = _array(group, "images/activity/s0")
-        self._scale = _array(group, "images/scale/s0")
-        self._computed = _array(group, "posterior/computed")
-        self._tile_px = int(_meta(group)["tile_px"])
-
-    def write(self, window: Window, samples: NDArray[np.float32]) -> None:
-        """Write one tile: the samples in float16, their means and the mean scale in float32.
-
-        Args:
-            window: the whole tile, cut at the border of the map.
-            samples: scaled activity `(N, K, h, w)` [1/px].
-
-        Raises:
-            RunError: a value is no finite number of at most 255 / px.
-        """
-        if not float(samples.max()) < _LARGEST:
-            raise RunError(
-                f"a pixel must have a finite size below that of {_LARGEST:.0f} mean spots, got {samples.max()} at row "
-                f"{window.row}, column {window.col}; the training diverged, take an earlier checkpoint."
-            )
-        place = np.s_[window.row : window.row + window.height, window.col : window.col + window.width]
-        mean = samples.mean(axis=0)  # (K, h, w)
-        self._samples[(slice(None), slice(None), *place)] = (samples * np.float32(MULTIPLIER)).astype(np.float16)
-        self._activity[(slice(None), *place)] = mean
-        self._scale[(slice(None), *place)] = mean.sum(axis=0, keepdims=True)  # shares sum to 1 over K
-        self._computed[window.row // self._tile_px, window.col // self._tile_px] = True
+    block_px: int | None = None
 
 
 @contextmanager
-def new_maps(path: Path, layout: MapsLayout, *, overwrite: bool = False) -> Iterator[MapsWriter]:
+def new_maps(path: Path, layout: MapsLayout, *, overwrite: bool = False, resume: bool = False) -> Iterator[MapsWriter]:
     """Lay out a store and yield its writer; the store takes its name when the block ends without an error.
+
+    However else it ends, the finished tiles stay beside that name, see `unfinished_store`.
 
     Args:
         path: the `.zarr` folder to come.
         layout: everything but the pixels.
         overwrite: replace a store of that name.
+        resume: go on with what an earlier process left of the same layout.
 
     Raises:
         StoreError: the name is taken, the disk is full, or the folder cannot be written.
+        RunError: what an earlier process left is of another layout.
     """
-    with new_store(path, overwrite=overwrite) as partial, _known_notices():
-        _write_skeleton(partial, layout)
-        group = zarr.open_group(partial, mode="r+", use_consolidated=False)
-        _write_posterior(group.create_group("posterior"), layout)
-        yield MapsWriter(group)
-        zarr.consolidate_metadata(partial)
+    arguments = {**layout.record, "mpp": layout.mpp, "tile_px": layout.tile_px, "block_px": layout.block_px}
+    with unfinished_store(path, arguments, overwrite=overwrite, resume=resume) as under_way:
+        if not under_way.done:
+            with _known_notices():
+                _write_skeleton(under_way.store, layout)
+                group = zarr.open_group(under_way.store, mode="r+", use_consolidated=False)
+                _write_posterior(group.create_group("posterior"), layout)
+        writer = MapsWriter(zarr.open_group(under_way.store, mode="r+", use_consolidated=False), under_way)
+        yield writer
+        writer.finish()
+        with _known_notices():
+            zarr.consolidate_metadata(under_way.store)
 
 
 def _write_skeleton(path: Path, layout: MapsLayout) -> None:
@@ -120,19 +91,25 @@ def _write_skeleton(path: Path, layout: MapsLayout) -> None:
     from spatialdata.transformations import Scale
 
     (mean, sd), tile = layout.log_rate, layout.tile_px
-    to_um = {"global": Scale([layout.mpp, layout.mpp], axes=("x", "y"))}
-    names = [f"metagene_{k + 1}" for k in range(len(mean))]
-    images = {
-        name: Image2DModel.parse(
-            da.zeros((len(channels), *layout.tissue.shape), chunks=(len(channels), tile, tile), dtype=np.float32),
-            dims=("c", "y", "x"),
-            c_coords=channels,
-            chunks=(len(channels), tile, tile),
-            transformations=dict(to_um),
+
+    def to_um(px: int) -> dict[str, Scale]:
+        return {"global": Scale([px * layout.mpp, px * layout.mpp], axes=("x", "y"))}
+
+    def image(channels: Sequence[str], px: int) -> Any:
+        """An empty image of pixels that are `px` pixels of the map wide."""
+        shape = (len(channels), *(-(-side // px) for side in layout.tissue.shape))
+        chunks = (len(channels), tile // px, tile // px)
+        empty = da.zeros(shape, chunks=chunks, dtype=np.float32)
+        return Image2DModel.parse(
+            empty, dims=("c", "y", "x"), c_coords=channels, chunks=chunks, transformations=to_um(px)
         )
-        for name, channels in {"activity": names, "scale": ["scale"]}.items()
-    }
-    tissue = Labels2DModel.parse(layout.tissue.astype(np.uint8), dims=("y", "x"), transformations=dict(to_um))
+
+    names = [f"metagene_{k + 1}" for k in range(len(mean))]
+    images = {"activity": image(names, 1), "scale": image(["scale"], 1)}
+    if layout.block_px is not None:
+        images["domain"] = image(DOMAIN_CHANNELS, layout.block_px)
+    plane = da.from_array(layout.tissue, chunks=(tile, tile), name=False)  # type: ignore[no-untyped-call]
+    tissue = Labels2DModel.parse(plane.astype(np.uint8), dims=("y", "x"), transformations=to_um(1))
     obs = pd.DataFrame({"active": layout.active}, index=names)
     table = TableModel.parse(AnnData(mean, obs=obs, var=layout.genes, layers={"sd": sd}))
     meta = {
@@ -140,6 +117,7 @@ def _write_skeleton(path: Path, layout: MapsLayout) -> None:
         "format_version": FORMAT_VERSION,
         "mpp": layout.mpp,
         "tile_px": tile,
+        "block_px": layout.block_px,
         "multiplier": MULTIPLIER,
         "record": dict(layout.record),
     }
@@ -160,6 +138,10 @@ def _write_posterior(group: zarr.Group, layout: MapsLayout) -> None:
     group.create_array("computed", shape=[-(-side // tile) for side in layout.tissue.shape], dtype="bool")
     group.create_array("log_rate", data=layout.rates.log_rate)
     group.create_array("logit", data=layout.rates.logit)
+    if (effects := layout.rates.effects) is not None:
+        rows = [list(row) for row in effects.rows]
+        group.create_array("effect_log_rate", data=effects.log_rate, attributes={"rows": rows})
+        group.create_array("effect_logit", data=effects.logit, attributes={"rows": rows})
 
 
 def open_store(path: str | Path) -> tuple[zarr.Group, dict[str, Any]]:
@@ -178,7 +160,7 @@ def open_store(path: str | Path) -> tuple[zarr.Group, dict[str, Any]]:
         group = zarr.open_group(path, mode="r", use_consolidated=False)  # what is there, not what was listed
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise StoreError(f"{path} is not a zarr store ({exc}); pass maps made by `superst predict`.") from exc
-    meta = _meta(group)
+    meta = meta_of(group)
     if meta.get("kind") != "maps":
         kind = meta.get("kind", "no superst_monai store")
         raise StoreError(f"{path} must hold posterior maps, got {kind}; pass maps made by `superst predict`.")
@@ -202,15 +184,13 @@ def read_genes(group: zarr.Group) -> pd.DataFrame:
     return found
 
 
-def _meta(group: zarr.Group) -> dict[str, Any]:
-    """Attributes under the project's name, if there are any."""
-    meta = group.attrs.get(ATTRS)
-    return dict(meta) if isinstance(meta, Mapping) else {}
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """An array of a group."""
-    return cast("zarr.Array[Any]", group[name])
+def read_effects(group: zarr.Group) -> Effects | None:
+    """Effects of covariates on the genes; None in a store that holds none."""
+    if "posterior/effect_log_rate" not in group:
+        return None
+    log_rate, logit = (array_of(group, f"posterior/effect_{name}") for name in ("log_rate", "logit"))
+    rows = [(str(covariate), str(level)) for covariate, level in cast("list[list[str]]", log_rate.attrs["rows"])]
+    return Effects(rows, np.asarray(log_rate), np.asarray(logit))
 
 
 @contextmanager

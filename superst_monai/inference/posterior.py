@@ -7,13 +7,15 @@ they overlap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
 from torch import Tensor
 
 from superst_monai.errors import RunError
@@ -26,6 +28,10 @@ ORIENTATIONS = 8
 """A tissue has no up: sample n sees the slide in orientation n mod 8, so that means and spreads include what the
 network makes of each."""
 _LATENT_STREAM = 0  # spawn keys of a sample: its z (and level), and everything else
+Laws = Sequence[tuple[Tensor, Tensor]]
+"""Mean and standard deviation of q(z_d | image) of each level."""
+Look = Callable[[Tensor, Laws, Tensor], None]
+"""Receives an image `(1, 3, H, W)`, the laws of its latent variables and the features `(1, C_0, H, W)` of a draw."""
 
 
 class Window(NamedTuple):
@@ -89,7 +95,9 @@ def latent_noise(
     """Standard normal noise of one level of one sample in a box, a function of the absolute position.
 
     The plane is cut into blocks of 64 image pixels, and each is a counter range of its own of one Philox stream, so
-    that no block needs another (Salmon et al. 2011, doi:10.1145/2063384.2063405).
+    that no block needs another (Salmon et al. 2011, doi:10.1145/2063384.2063405). A value is the normal quantile of 16
+    random bits, of 65536 equally probable ones up to 4.3; that takes a fifth of the time of exact normals, which would
+    be a quarter of the whole prediction.
 
     Args:
         shape: `(C, h, w)`.
@@ -110,10 +118,18 @@ def latent_noise(
         for j, block_col in enumerate(cols):
             place = [block_row % 2**64, block_col % 2**64]
             stream = np.random.Philox(key=key, counter=np.array([0, 0, *place], np.uint64))
-            drawn = np.random.Generator(stream).standard_normal((channels, block, block), np.float32)
+            bits = stream.random_raw(-(-channels * block**2 // 4)).view(np.uint16)[: channels * block**2]
+            drawn = _quantiles().take(bits).reshape(channels, block, block)
             noise[:, i * block : (i + 1) * block, j * block : (j + 1) * block] = drawn
     top, left = row - rows[0] * block, col - cols[0] * block
     return noise[:, top : top + height, left : left + width]
+
+
+@cache
+def _quantiles() -> NDArray[np.float32]:
+    """Standard normal quantiles in the middle of 65536 equally probable steps."""
+    table: NDArray[np.float32] = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
+    return table
 
 
 class TileSampler:
@@ -123,12 +139,13 @@ class TileSampler:
         network: in evaluation mode.
         samples: N.
         seed: sample n of a seed is the same whatever N and the tiling.
+        bfloat16: run encoder and fusion network in bfloat16; the expression decoder stays in float32.
 
     Raises:
         RunError: fewer than one sample, or a negative seed.
     """
 
-    def __init__(self, network: FusionVAE, *, samples: int, seed: int) -> None:
+    def __init__(self, network: FusionVAE, *, samples: int, seed: int, bfloat16: bool = False) -> None:
         """Derive the key of each sample and level."""
         faults = [f"samples must be at least 1, got {samples}"] * (samples < 1)
         faults += [f"seed must not be negative, got {seed}"] * (seed < 0)
@@ -139,47 +156,63 @@ class TileSampler:
         self.samples = samples
         self.multiple = 2 ** (depth - 1)
         self.halo = halo_of(depth)
+        self.bfloat16 = bfloat16
         self._keys = [[_stream_key(seed, n, level) for level in range(depth)] for n in range(samples)]
 
-    def draw(self, image: Tensor, window: Window) -> Iterator[tuple[int, Tensor]]:
+    def draw(self, image: Tensor, window: Window, look: Look | None = None) -> Iterator[tuple[int, Tensor]]:
         """Encode the image once an orientation and decode N samples of its latent variables.
 
         Args:
             image: `(3, height + 2 whole, width + 2 whole)` in [-0.9, 0.9]: the window grown by the whole halo.
             window: part of the map to draw, its corner and sides multiples of 2^(D-1).
+            look: called once, with what sample 0 is made of, in the window grown by the decoder's halo.
 
         Yields:
             Number n of a sample, orientation by orientation, and its scaled activity `(K, height, width)` float32 on
             the CPU [1/px].
         """
-        device = next(self.network.parameters()).device
-        batch = image[None].to(device)  # (1, 3, H, W)
-        trim, edge = self.halo.whole - self.halo.decoder, self.halo.decoder
-        inner = window.grown(edge)
+        batch = image[None].to(next(self.network.parameters()).device)  # (1, 3, H, W)
+        inner = window.grown(self.halo.decoder)
         for turn in range(min(ORIENTATIONS, self.samples)):
-            with torch.inference_mode():
-                seen = orient(batch, turn).contiguous(memory_format=torch.channels_last)
-                laws = [
-                    tuple(_trimmed(part, trim >> d) for part in law)
-                    for d, law in enumerate(self.network.guide.encoder(seen))
-                ]
+            laws = self._encode(batch, turn)
             for n in range(turn, self.samples, ORIENTATIONS):
-                with torch.inference_mode():
-                    h = self._decode(laws, self._keys[n], inner, turn)
-                    activity, scale = self.network.generative.expression(h)
-                    scaled = orient_back(_trimmed(activity * scale, edge), turn)[0].cpu()
-                yield n, scaled
+                yield n, self._sample(batch, laws, n, inner, turn, look if n == 0 else None)
+            del laws  # before the next are there
 
-    def _decode(
-        self, laws: Sequence[tuple[Tensor, ...]], keys: Sequence[NDArray[np.uint64]], inner: Window, turn: int
-    ) -> Tensor:
-        """Features of one draw of all latent variables in a window, oriented `(1, C_0, H, W)`."""
+    @torch.inference_mode()
+    def _encode(self, batch: Tensor, turn: int) -> Laws:
+        """Laws of the latent variables of an oriented image, as far as the window needs them."""
+        trim = self.halo.whole - self.halo.decoder
+        with self._autocast(batch.device):
+            found: Laws = self.network.guide.encoder(orient(batch, turn).contiguous(memory_format=torch.channels_last))
+        return [
+            (_kept(_trimmed(mean, trim >> d)), _kept(_trimmed(sd, trim >> d))) for d, (mean, sd) in enumerate(found)
+        ]
+
+    @torch.inference_mode()
+    def _sample(self, batch: Tensor, laws: Laws, n: int, inner: Window, turn: int, look: Look | None) -> Tensor:
+        """Scaled activity of sample n in the window, upright `(K, height, width)`, on the CPU."""
+        with self._autocast(batch.device):
+            h = self._decode(laws, self._keys[n], inner, turn)
+        h = h.float()
+        if look is not None:
+            look(_trimmed(orient(batch, turn), self.halo.whole - self.halo.decoder), laws, h)
+        activity, scale = self.network.generative.expression(h)
+        edge = self.halo.decoder
+        return orient_back(_trimmed(activity, edge) * _trimmed(scale, edge), turn)[0].cpu()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Context in which convolutions run in bfloat16, if they are to."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def _decode(self, laws: Laws, keys: Sequence[NDArray[np.uint64]], inner: Window, turn: int) -> Tensor:
+        """Features of one draw of all latent variables in the inner window, oriented `(1, C_0, H, W)`."""
         latents = []
         for level, ((mean, sd), key) in enumerate(zip(laws, keys, strict=True)):
             shape = (mean.shape[1], inner.height >> level, inner.width >> level)
             place = {"row": inner.row >> level, "col": inner.col >> level, "level": level}
             noise = orient(torch.from_numpy(latent_noise(shape, key=key, **place)), turn).to(mean.device)
-            latents.append((mean + sd * noise).contiguous(memory_format=torch.channels_last))
+            latents.append(_kept(mean + sd * noise))
         return self.network.generative.decode(latents)
 
 
@@ -197,6 +230,11 @@ def orient_back(x: Tensor, turn: int) -> Tensor:
 def _trimmed(x: Tensor, by: int) -> Tensor:
     """Maps `(..., H, W)` without a margin on each side."""
     return x[..., by : x.shape[-2] - by, by : x.shape[-1] - by]
+
+
+def _kept(x: Tensor) -> Tensor:
+    """A part of a tensor without the rest, in the memory layout that convolves fastest."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _stream_key(seed: int, sample: int, level: int) -> NDArray[np.uint64]:

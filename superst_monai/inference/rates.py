@@ -21,6 +21,21 @@ _GLOBAL_STREAM = 1  # spawn key beside that of z
 
 
 @dataclass(frozen=True, eq=False)
+class Effects:
+    """N joint draws of what each of the J levels of all covariates adds to a gene.
+
+    Attributes:
+        rows: covariate and level of each of the J rows.
+        log_rate: beta, `(N, J, G)`.
+        logit: gamma, `(N, J, G)`.
+    """
+
+    rows: list[tuple[str, str]]
+    log_rate: Floats
+    logit: Floats
+
+
+@dataclass(frozen=True, eq=False)
 class RateSamples:
     """N joint draws of the global variables.
 
@@ -28,11 +43,13 @@ class RateSamples:
         log_rate: log r_nkg, `(N, K, G)`.
         logit: `(N, G)`.
         levels: level of each covariate in each sample.
+        effects: those that the former two contain, and those of the other levels; None without covariates.
     """
 
     log_rate: Floats
     logit: Floats
     levels: Mapping[str, list[str]]
+    effects: Effects | None = None
 
 
 def choose_conditions(run: Run, source: object, given: Mapping[str, str] | None) -> dict[str, str | None]:
@@ -88,22 +105,25 @@ def draw_rates(network: FusionVAE, conditions: Mapping[str, str | None], *, samp
     guide, model, known = network.guide, network.generative, network.arch.covariates
     baseline, logit_baseline = _array(model.log_rate), _array(model.logit)
     profile = _law(guide.profile)
-    effects = {c: (_law(guide.rate_effect[c]), _law(guide.logit_effect[c])) for c in known}
+    laws = {c: (_law(guide.rate_effect[c]), _law(guide.logit_effect[c])) for c in known}
+    rows = [(c, level) for c, names in known.items() for level in names]
     log_rate = np.empty((samples, *profile[0].shape), np.float32)
     logit = np.empty((samples, len(baseline)), np.float32)
+    effects = Effects(rows, *(np.empty((samples, len(rows), len(baseline)), np.float32) for _ in range(2)))
     levels: dict[str, list[str]] = {c: [] for c in known}
     for n in range(samples):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(n, _GLOBAL_STREAM)))
         log_rate[n] = baseline + profile[0] + profile[1] * rng.standard_normal(profile[0].shape, np.float32)
         logit[n] = logit_baseline
         for c, names in known.items():
-            drawn = int(rng.integers(len(names)))  # also where the level is known: the stream stays in step
-            level = conditions[c]
-            j = drawn if level is None else list(names).index(level)
-            levels[c].append(names[j])
-            for out, (mean, sd) in zip((log_rate[n], logit[n]), effects[c], strict=True):
-                out += mean[j] + sd[j] * rng.standard_normal(len(baseline), np.float32)
-    return RateSamples(log_rate, logit, levels)
+            drawn = names[int(rng.integers(len(names)))]  # also where the level is known: the stream stays in step
+            levels[c].append(conditions[c] or drawn)
+            first, chosen = rows.index((c, names[0])), rows.index((c, levels[c][n]))
+            outs = ((log_rate[n], effects.log_rate[n]), (logit[n], effects.logit[n]))
+            for (out, effect), (mean, sd) in zip(outs, laws[c], strict=True):
+                effect[first : first + len(names)] = mean + sd * rng.standard_normal(mean.shape, np.float32)
+                out += effect[chosen]
+    return RateSamples(log_rate, logit, levels, effects if rows else None)
 
 
 def rate_moments(network: FusionVAE, conditions: Mapping[str, str | None]) -> tuple[Floats, Floats]:
@@ -129,3 +149,13 @@ def _law(module: nn.Module) -> tuple[Floats, Floats]:
 def _array(value: Tensor) -> Floats:
     """A parameter as float32 on the CPU."""
     return np.asarray(value.detach().float().cpu().numpy())
+
+
+def mean_rates(network: FusionVAE, conditions: Mapping[str, str | None]) -> tuple[Floats, Floats]:
+    """Mean log rates `(K, G)` and logits `(G,)` under conditions; an unknown level counts as the mean of all."""
+    logit = _array(network.generative.logit)
+    for c, names in network.arch.covariates.items():
+        level = conditions[c]
+        effect = _law(network.guide.logit_effect[c])[0]
+        logit = logit + (effect.mean(0) if level is None else effect[list(names).index(level)])
+    return rate_moments(network, conditions)[0], logit

@@ -51,19 +51,20 @@ class Run:
         return {name: list(levels) for name, levels in self.network.arch.covariates.items()}
 
 
-def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
+def load_run(path: str | Path, *, device: str | torch.device | None = None) -> Run:
     """Open a run folder: build its network and load the weights.
 
     The configuration is read as plain numbers and the weights as plain tensors: nothing in the folder is executed.
 
     Args:
         path: folder written by `superst train`.
-        device: where to compute.
+        device: where to compute; None is the GPU when there is one.
 
     Raises:
         RunError: it is no run folder, has no weights yet, or its parts do not fit together.
     """
     path = Path(path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config, _ = _read_configuration(path)
     try:
         network = FusionVAE(**{key: config[key] for key in _NUMBERS})

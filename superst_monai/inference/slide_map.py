@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from superst_monai.data.section import Section, TissueFinder
 from superst_monai.data.slide import Slide
+from superst_monai.engines.prepare import prefers_bfloat16
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import Canvas, canvas_of
+from superst_monai.inference.domain import TileGuard, in_words, read_domain, summarise
+from superst_monai.inference.field_store import load_field
 from superst_monai.inference.maps_store import MapsLayout, new_maps
+from superst_monai.inference.maps_writer import MapsWriter
+from superst_monai.inference.pipeline import Behind, ahead, give_back_memory
 from superst_monai.inference.posterior import TileSampler, Window
 from superst_monai.inference.rates import choose_conditions, draw_rates, rate_moments
 from superst_monai.inference.run import Run
+from superst_monai.inference.section_field import FieldDraws
+from superst_monai.inference.tiles import draw_part, read_part, tissue_tiles
+from superst_monai.inference.unfinished import require_free
+from superst_monai.model.domain import Domain
 from superst_monai.transforms.tissue import find_tissue as find_tissue_by_stain
 
+_LOG = logging.getLogger(__name__)
 Show = Callable[[float, float], None]
 
 
@@ -32,19 +43,30 @@ def predict(
     *,
     samples: int = 10,
     seed: int = 0,
-    tile_px: int = 256,
+    tile_px: int = 512,
     conditions: Mapping[str, str] | None = None,
     source_path: str | Path | None = None,
     show: Show | None = None,
+    tell: Callable[[str], None] = _LOG.warning,
     find_tissue: TissueFinder = find_tissue_by_stain,
     overwrite: bool = False,
+    resume: bool = False,
+    use_field: bool = True,
+    workers: int = 2,
 ) -> Path:
     """Draw posterior maps of a slide or section and store them.
 
     Sample n is one joint draw of everything: of the gene parameters, the unknown conditions and z of the whole slide.
     It does not depend on the tiling. It sees the slide in orientation n mod 8 of the square's symmetries, so that with
     8 samples or more the mean prefers no direction. Only tiles with tissue are computed, and a pixel that is neither
-    tissue nor in a spot of a measured section is zero. Memory is that of one tile, its halo and N samples.
+    tissue nor in a spot of a measured section is zero.
+
+    Tiles are read ahead and written behind the network by threads. Memory is that of a few tiles with their halos and
+    of an overview of the slide, whatever its size and N. If the process ends early, finished tiles are kept
+    in a folder beside `out`; with `resume` they are not computed again, and the store is the same to the byte.
+
+    Where the run knows its domain, the image `domain` of the store says how far each part of the tissue is from the
+    training sections; see `inference/domain.py`.
 
     The network must not use spatial statistics at inference (batch normalisation does not); with another
     normalisation tiles are not seamless.
@@ -59,85 +81,116 @@ def predict(
         conditions: level of covariates, for example `{"section": "C2"}`. One that is not given is taken from the
             section's column, and drawn anew in each sample where that does not tell.
         source_path: file or store that `source` was opened from, recorded so that maps can be drawn beside it.
-        show: called after each sample of each tile with the share done and the seconds spent.
+        show: called after each sample of each tile with the share done of what was left to do and the seconds spent.
+        tell: receives what a user should know: how much was there already, and the verdict of the guard.
         find_tissue: finds the tissue of a slide.
-        overwrite: replace a store of that name.
+        overwrite: replace a store of that name, and drop an unfinished one.
+        resume: go on with an unfinished store of the same arguments.
+        use_field: of a measured section whose field the run has (`inference/field_store.py`), use its counts; without
+            a field the map is what histology alone says.
+        workers: threads that read; their number does not change the result.
 
     Returns:
         Path of the store.
 
     Raises:
-        RunError: samples, seed, tile_px or a condition is not possible.
+        RunError: samples, seed, tile_px, workers or a condition is not possible, or the run or arguments are not those
+            of the store to resume.
         ResolutionError: the source is coarser than the run.
         AlignmentError: no tissue.
-        StoreError: the store cannot be written.
+        SlideError: a part of the slide cannot be read.
+        StoreError: the store cannot be written, or there is none to resume.
     """
     out = Path(out)
-    sampler = TileSampler(run.network, samples=samples, seed=seed)
-    if tile_px < sampler.multiple or tile_px % sampler.multiple:
-        raise RunError(
-            f"tile_px must be a positive multiple of {sampler.multiple} for a network of depth "
-            f"{run.network.arch.depth}, got {tile_px}; for example {max(256, sampler.multiple)}."
-        )
+    require_free(out, overwrite=overwrite, resume=resume)
+    bfloat16 = run.device.type != "cpu" and prefers_bfloat16(run.device)
+    sampler = TileSampler(run.network, samples=samples, seed=seed, bfloat16=bfloat16)
+    _check(run, sampler, tile_px=tile_px, workers=workers)
     chosen = choose_conditions(run, source, conditions)
+    domain = read_domain(run)
+    if domain is None:
+        tell("the run does not know the domain of its training, so this prediction has no guard; train again for one")
     canvas = canvas_of(source, run.mpp, find_tissue)
+    fields = _fields(run, source, tell, samples=samples, seed=seed) if use_field else None
     opened_from = None if source_path is None else str(Path(source_path).resolve())
     record = {"source": canvas.name, "source_path": opened_from, "slide": dict(canvas.slide), "seed": seed}
-    layout = _layout(run, canvas, chosen, record, samples=samples, tile_px=tile_px)
+    record |= {"device": run.device.type, "precision": "bfloat16" if bfloat16 else "float32"}
+    record |= {"field": None if fields is None else fields.sha256}
+    layout = _layout(run, canvas, chosen, record, fields, samples=samples, tile_px=tile_px, guarded=domain is not None)
     tiles = tissue_tiles(canvas.covered, tile_px)
-    started, total = time.monotonic(), samples * len(tiles)
-    with new_maps(out, layout, overwrite=overwrite) as writer:
-        for done, tile in enumerate(tiles):
-            drawn = np.zeros((samples, run.network.arch.n_metagenes, tile.height, tile.width), np.float32)
-            for ready, (n, part, place) in enumerate(draw_tile(sampler, canvas, tile), start=1):
-                drawn[n][:, *place] = part
-                if show is not None:
-                    show((done * samples + ready) / total, time.monotonic() - started)
-            writer.write(tile, drawn)
+    with new_maps(out, layout, overwrite=overwrite, resume=resume) as writer:
+        todo = [tile for tile in tiles if not writer.has(tile)]
+        if len(todo) < len(tiles):
+            tell(f"{len(tiles) - len(todo)} of {len(tiles)} tiles are there already")
+        _draw_tiles(sampler, canvas, domain, fields, writer, todo, show, workers=workers)
+        if writer.domain is not None:
+            summary = summarise(writer.domain)
+            writer.add_record(domain=summary)
+            tell(in_words(summary))
     return out
 
 
-def tissue_tiles(covered: NDArray[np.bool_], tile_px: int) -> list[Window]:
-    """Tiles with at least one covered pixel, cut at the border of the map, row by row."""
-    height, width = covered.shape
-    grid = (
-        Window(row, col, min(tile_px, height - row), min(tile_px, width - col))
-        for row in range(0, height, tile_px)
-        for col in range(0, width, tile_px)
-    )
-    return [w for w in grid if covered[w.row : w.row + w.height, w.col : w.col + w.width].any()]
+def _check(run: Run, sampler: TileSampler, *, tile_px: int, workers: int) -> None:
+    """Refuse impossible numbers."""
+    faults = []
+    if tile_px < sampler.multiple or tile_px % sampler.multiple:
+        faults.append(
+            f"tile_px must be a positive multiple of {sampler.multiple} for a network of depth "
+            f"{run.network.arch.depth}, got {tile_px}; for example {max(512, sampler.multiple)}"
+        )
+    if workers < 1:
+        faults.append(f"workers must be at least 1, got {workers}")
+    if faults:
+        raise RunError("; ".join(faults) + ".")
 
 
-def draw_tile(
-    sampler: TileSampler, canvas: Canvas, tile: Window
-) -> Iterator[tuple[int, NDArray[np.float32], tuple[slice, slice]]]:
-    """Draw the covered part of a tile, sample by sample.
-
-    Args:
-        sampler: of the run.
-        canvas: section or slide.
-        tile: with a covered pixel; its corner is on the grid of the deepest level.
-
-    Yields:
-        Number of the sample, scaled activity `(K, h, w)` [1/px] of the box round the covered pixels, zero where not covered, and the place
-        of that box in the tile.
-    """
-    covered = canvas.covered[tile.row : tile.row + tile.height, tile.col : tile.col + tile.width]
-    (top, height), (left, width) = (_extent(np.asarray(covered.any(axis)), sampler.multiple) for axis in (1, 0))
-    window = Window(tile.row + top, tile.col + left, height, width)
-    image = canvas.image(window.grown(sampler.halo.whole))
-    place = (slice(top, top + height), slice(left, left + width))
-    mask = covered[place].astype(np.float32)
-    for n, sample in sampler.draw(image, window):
-        part = sample.numpy()[:, : mask.shape[0], : mask.shape[1]]  # the window may go on beyond the map
-        yield n, part * mask, (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
+def _fields(
+    run: Run, source: Section | Slide, tell: Callable[[str], None], *, samples: int, seed: int
+) -> FieldDraws | None:
+    """The field that the run has of a measured section."""
+    if not isinstance(source, Section) or not source.has_counts:
+        return None
+    field = load_field(run, source)
+    if field is None:
+        tell(
+            f"the counts of {source.name} are not used: the run has no field of it, so this is what histology alone "
+            "says; superst fit-section fits one"
+        )
+        return None
+    return FieldDraws(field, samples=samples, seed=seed, mpp=run.mpp)
 
 
-def _extent(used: NDArray[np.bool_], multiple: int) -> tuple[int, int]:
-    """First index and length of the stretch of a line that holds all used pixels, in whole `multiple`s."""
-    first, last = np.flatnonzero(used)[[0, -1]]
-    start = int(first) // multiple * multiple
-    return start, -(-(int(last) + 1 - start) // multiple) * multiple
+def _draw_tiles(
+    sampler: TileSampler,
+    canvas: Canvas,
+    domain: Domain | None,
+    fields: FieldDraws | None,
+    writer: MapsWriter,
+    tiles: Sequence[Window],
+    show: Show | None,
+    *,
+    workers: int,
+) -> None:
+    """Draw tiles and write them, in their order."""
+    started, ready, total = time.monotonic(), 0, sampler.samples * len(tiles)
+    n_metagenes = sampler.network.arch.n_metagenes
+    with Behind() as behind, closing(ahead(lambda t: read_part(canvas, sampler, t), tiles, workers=workers)) as parts:
+        for part in parts:
+            shape = (n_metagenes, part.tile.height, part.tile.width)
+            mean = np.zeros(shape, np.float32)
+            guard = None if domain is None else TileGuard(domain, sampler, part)
+            row, col = (first + place.start for first, place in zip(part.tile[:2], part.place, strict=True))
+            for n, values in draw_part(sampler, part, guard):
+                sample = np.zeros(shape, np.float32)
+                place = (slice(None), *part.place)
+                sample[place] = values if fields is None else fields.over(n, values, row=row, col=col)
+                mean += sample / np.float32(sampler.samples)
+                behind(writer.write_sample, part.tile, n, sample)
+                ready += 1
+                if show is not None:
+                    show(ready / total, time.monotonic() - started)
+            behind(writer.finish_tile, part.tile, mean, None if guard is None else guard.layer)
+            give_back_memory()
 
 
 def _layout(
@@ -145,12 +198,17 @@ def _layout(
     canvas: Canvas,
     conditions: Mapping[str, str | None],
     known: Mapping[str, Any],
+    fields: FieldDraws | None,
     *,
     samples: int,
     tile_px: int,
+    guarded: bool,
 ) -> MapsLayout:
     """Everything of the store that does not depend on pixels; `known` goes into its record."""
     rates = draw_rates(run.network, conditions, samples=samples, seed=known["seed"])
+    mean, sd = rate_moments(run.network, conditions)
+    if fields is not None:
+        rates, mean = fields.effects(rates), mean + fields.field.rate_effect
     record: dict[str, Any] = {
         **known,
         "run": str(run.path.resolve()),
@@ -158,6 +216,8 @@ def _layout(
         "conditions": dict(conditions),
         "drawn_conditions": {c: drawn for c, drawn in rates.levels.items() if conditions[c] is None},
         "samples": samples,
+        "pixels_sha256": canvas.sha256,
+        "domain": None,
         "superst_monai": version("superst-monai"),
     }
     genes = pd.DataFrame(
@@ -168,8 +228,9 @@ def _layout(
         tissue=canvas.tissue,
         tile_px=tile_px,
         rates=rates,
-        log_rate=rate_moments(run.network, conditions),
+        log_rate=(mean, sd),
         active=run.network.generative.active.cpu().numpy(),
         genes=genes,
         record=record,
+        block_px=2 ** (run.network.arch.depth - 1) if guarded else None,
     )

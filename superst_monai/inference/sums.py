@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from superst_monai.errors import RunError
+from superst_monai.errors import RunError, ShapeError
 from superst_monai.model.predictive import nb_quantiles
 
 Floats = NDArray[np.float32]
@@ -64,9 +65,21 @@ class Sums:
         Raises:
             RunError: level outside (0, 1).
         """
-        if not 0 < level < 1:
-            raise RunError(f"level must lie in (0, 1), got {level}; write 90 % as 0.9.")
-        low, high = nb_quantiles(self.total_count, self.logits[:, None], [(1 - level) / 2, (1 + level) / 2])
+        low, high = nb_quantiles(self.total_count, self.logits[:, None], _ends(level))
+        return low, high
+
+    def mean_interval(self, level: float) -> tuple[Floats, Floats]:
+        """Ends of the central posterior interval of the expected counts, each `(S, G)` [UMI], linear between samples.
+
+        Args:
+            level: probability in (0, 1) that the expected count lies within.
+
+        Raises:
+            RunError: level outside (0, 1).
+        """
+        ends = _ends(level)
+        expected = self.total_count * np.exp(self.logits)[:, None]
+        low, high = np.quantile(expected, ends, axis=0).astype(np.float32)
         return low, high
 
     @property
@@ -76,3 +89,28 @@ class Sums:
         for size, logit in zip(self.total_count, self.logits, strict=True):
             total += (size * np.exp(logit) - self.mean) ** 2
         return total / np.float32(len(self.logits))
+
+
+def _ends(level: float) -> tuple[float, float]:
+    """Probabilities at the ends of a central interval."""
+    if not 0 < level < 1:
+        raise RunError(f"level must lie in (0, 1), got {level}; write 90 % as 0.9.")
+    return (1 - level) / 2, (1 + level) / 2
+
+
+def checked_label(label: NDArray[Any], shape: tuple[int, int], n_supports: int | None) -> int:
+    """Number of supports of a label image that fits maps of `shape`.
+
+    Raises:
+        ShapeError: it is not an integer image of that shape, or holds a number outside 0 ... n_supports.
+    """
+    if label.shape != shape or label.dtype.kind not in "iu":
+        raise ShapeError(
+            f"the label image must hold integers (H, W) = {shape} as the maps, got {label.shape} {label.dtype}; "
+            "draw it on the maps' pixels (`mpp`, `from_px0`)."
+        )
+    low, high = int(label.min()), int(label.max())
+    if low < 0 or (n_supports is not None and high > n_supports):
+        most = "" if n_supports is None else f" ... {n_supports} (n_supports)"
+        raise ShapeError(f"labels must lie in 0{most}, got {low} ... {high}; 0 is none, i is support i - 1.")
+    return high if n_supports is None else n_supports

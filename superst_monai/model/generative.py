@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from superst_monai.errors import RunError
-from superst_monai.model.likelihood import nb_log_prob, sum_over_spots, total_counts
+from superst_monai.model.likelihood import TINY, spot_log_prob, sum_over_spots
 from superst_monai.networks.decoders import ExpressionDecoder, ImageDecoder
 from superst_monai.networks.encoder import Factory, latent_shapes
 from superst_monai.networks.fusion import Fusion
@@ -59,33 +59,71 @@ class Batch:
     counts: Tensor  # (S, G)
     spot_section: Tensor  # (S,) int64
     occluded: Tensor  # (B, 1, H, W) bool
+    share: Tensor  # (S,) share of the spot's UMIs that the counts hold
 
 
-class AdditiveNegativeBinomial(TorchDistribution):
-    """Negative binomial over genes, by `nb_log_prob`; total_count `(S, G)`, logits broadcastable to it."""
+class SpotCounts(TorchDistribution):
+    """Law of the counts of spots: independent negative binomials over genes, by `spot_log_prob`.
 
-    arg_constraints = {"total_count": constraints.positive, "logits": constraints.real}  # noqa: RUF012
-    support = constraints.nonnegative_integer
+    Args:
+        size: metagene size of each spot `(S, K)` [1].
+        section: of each spot `(S,)` int64.
+        profile: log fold change of each metagene `(K, G)`.
+        log_rate: log baseline rate of each section, effects included `(N, G)`.
+        logits: of each section `(N, G)`.
+    """
 
-    def __init__(self, total_count: Tensor, logits: Tensor, *, validate_args: bool | None = None) -> None:
-        self.total_count = total_count
-        self.logits = logits.expand_as(total_count)
-        super().__init__(total_count.shape, validate_args=validate_args)
+    arg_constraints = {"size": constraints.nonnegative}  # noqa: RUF012
+    support = constraints.independent(constraints.nonnegative_integer, 1)  # type: ignore[no-untyped-call]
+
+    def __init__(
+        self,
+        size: Tensor,
+        section: Tensor,
+        profile: Tensor,
+        log_rate: Tensor,
+        logits: Tensor,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.size = size
+        self.section = section
+        self.profile = profile
+        self.log_rate = log_rate
+        self.logits = logits
+        super().__init__(size.shape[:1], logits.shape[1:], validate_args=validate_args)
+
+    @property
+    def total_count(self) -> Tensor:
+        """r_sg = sum_k size_sk exp(profile_kg + log_rate_sg), `(S, G)`."""
+        return (self.size @ self.profile.exp()) * self.log_rate.exp()[self.section]
 
     @property
     def mean(self) -> Tensor:
-        """Expected counts, total_count * exp(logits)."""
-        return self.total_count * self.logits.exp()
+        """Expected counts `(S, G)`, total_count * exp(logits)."""
+        return self.total_count * self.logits.exp()[self.section]
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the counts `(S, G)`, mean * (1 + exp(logits))."""
+        return self.mean * (1.0 + self.logits.exp()[self.section])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability [nat] of each count."""
-        return nb_log_prob(value, self.total_count, self.logits)
+        """Log probability [nat] of the counts `(S, G)`, sparse or dense, of each spot `(S,)`, section by section."""
+        value = (value if value.is_sparse else value.to_sparse()).coalesce()
+        rows, found = [], []
+        for n in sorted(set(self.section.tolist())):
+            row = (self.section == n).nonzero().squeeze(1)
+            counts = value if len(row) == len(self.section) else value.index_select(0, row).coalesce()
+            rate = (self.profile + self.log_rate[n]).exp()  # (K, G)
+            found.append(spot_log_prob(counts, self.size[row], rate, self.logits[n]))
+            rows.append(row)
+        return torch.cat(found)[torch.cat(rows).argsort()]
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Counts drawn as a gamma mixture of Poisson laws."""
-        shape = torch.Size(sample_shape) + self.total_count.shape
-        rate = torch.distributions.Gamma(self.total_count, (-self.logits).exp()).sample(torch.Size(sample_shape))
-        return torch.poisson(rate.expand(shape))
+        """Counts `(..., S, G)` drawn as a gamma mixture of Poisson laws."""
+        rate = torch.distributions.Gamma(self.total_count.clamp_min(TINY), (-self.logits).exp()[self.section])
+        return torch.poisson(rate.sample(torch.Size(sample_shape)))
 
 
 class GenerativeModel(nn.Module):
@@ -104,7 +142,7 @@ class GenerativeModel(nn.Module):
         self.arch = arch
         self.mixed_precision = mixed_precision
         layers = {"norm": arch.norm, "act": arch.act}
-        self.fusion = Fusion(arch.depth, arch.width, **layers)
+        self.fusion = Fusion(arch.depth, arch.width, n_context=arch.n_metagenes + 1, **layers)
         self.image_decoder = ImageDecoder(arch.width, **layers)
         self.expression_decoder = ExpressionDecoder(arch.width, arch.n_metagenes, **layers)
         self.log_rate = nn.Parameter(torch.zeros(arch.n_genes))  # log r_g
@@ -119,7 +157,7 @@ class GenerativeModel(nn.Module):
         )
 
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """Features `(B, C_0, H, W)` of latent variables of all levels."""
+        """Features `(B, C_0 + K + 1, H, W)` of latent variables of all levels."""
         found: Tensor = self.fusion(latents)
         return found
 
@@ -128,6 +166,18 @@ class GenerativeModel(nn.Module):
         logits, raw = self.expression_decoder(h)
         logits = logits.masked_fill(~self.active[:, None, None], -torch.inf)
         return logits.softmax(dim=1), F.softplus(raw) + 1e-8
+
+    def expression_in_spots(self, h: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Activity `(P, K)`, scale `(P, 1)` and label `(P,)` of the pixels that belong to a spot.
+
+        Args:
+            h: features `(B, C_0 + K + 1, H, W)`.
+            label: batch-wide spot of each pixel `(B, H, W)`, 0 for none.
+        """
+        label = label.flatten()
+        pixels = label.nonzero().squeeze(1)
+        logits, raw = self.expression_decoder.at(h, pixels)
+        return logits.masked_fill(~self.active, -torch.inf).softmax(dim=1), F.softplus(raw) + 1e-8, label[pixels]
 
     def effects(self, levels: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor | float:
         """Sum of covariate effects of each section, `(N, G)`, 0 without covariates.
@@ -214,13 +264,12 @@ class GenerativeModel(nn.Module):
             with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision):
                 h = self.decode(latents)
                 mean, sd = self.image_decoder(h)
-                activity, scale = self.expression(h)
+                activity, scale, spot = self.expression_in_spots(h, batch.label)
             seen = ~batch.occluded
             pyro.sample(Site.IMAGE, dist.Normal(mean, sd).mask(seen).to_event(3), obs=batch.image)
         n_spots = batch.counts.shape[0]
         if n_spots:
-            sizes = sum_over_spots(activity, scale, batch.label, n_spots=n_spots)  # (S, K)
-            total = total_counts(sizes, profile, log_rate[batch.spot_section])  # (S, G)
+            sizes = sum_over_spots(activity, scale, spot, n_spots=n_spots) * batch.share[:, None]  # (S, K)
             with pyro.plate("spot", n_spots):
-                law = AdditiveNegativeBinomial(total + 1e-10, logit[batch.spot_section])
-                pyro.sample(Site.COUNTS, dist.Independent(law, 1), obs=batch.counts)
+                law = SpotCounts(sizes, batch.spot_section, profile, log_rate, logit)
+                pyro.sample(Site.COUNTS, law, obs=batch.counts)

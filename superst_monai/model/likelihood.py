@@ -8,44 +8,32 @@ from torch.nn import functional as F
 
 from superst_monai.errors import ShapeError
 
+TINY = 1e-10
+"""Least total_count of a count above 0, so that its logarithm is finite."""
 
-def sum_over_spots(activity: Tensor, scale: Tensor, label: Tensor, *, n_spots: int) -> Tensor:
+
+def sum_over_spots(activity: Tensor, scale: Tensor, spot: Tensor, *, n_spots: int) -> Tensor:
     """Sum the scaled metagene activity over the pixels of each spot of a batch.
 
     Args:
-        activity: metagene shares `(B, K, H, W)`, each pixel summing to 1 over K.
-        scale: size factor of one pixel `(B, 1, H, W)`, positive [1/px].
-        label: batch-wide spot of each pixel `(B, H, W)`, int64; 0 is no spot, i is spot i - 1.
+        activity: metagene shares of each pixel `(P, K)`, each row summing to 1.
+        scale: size factor of each pixel `(P, 1)`, positive [1/px].
+        spot: batch-wide spot of each pixel `(P,)`, int64; 0 is no spot, i is spot i - 1.
         n_spots: S, so that a spot without pixels keeps its (zero) row.
 
     Returns:
         Metagene size of each spot `(S, K)` [1].
 
     Raises:
-        ShapeError: the three maps differ in number, height or width.
+        ShapeError: the three differ in their number of pixels.
     """
-    if not (activity.shape[0], *activity.shape[-2:]) == (scale.shape[0], *scale.shape[-2:]) == tuple(label.shape):
+    if not len(activity) == len(scale) == len(spot):
         raise ShapeError(
-            f"activity, scale and label must share (B, H, W), got {tuple(activity.shape)}, {tuple(scale.shape)} "
-            f"and {tuple(label.shape)}; crop them with the same Region."
+            f"activity, scale and spot must hold the same pixels, got {len(activity)}, {len(scale)} and {len(spot)}; "
+            "take all three of one label image."
         )
-    weight = (scale * activity).movedim(1, -1).flatten(0, 2)  # (BHW, K)
-    total = weight.new_zeros(n_spots + 1, weight.shape[1])  # row 0 gathers what is in no spot
-    return total.index_add(0, label.flatten(), weight)[1:]  # (S, K)
-
-
-def total_counts(size: Tensor, profile: Tensor, log_rate: Tensor) -> Tensor:
-    """Negative-binomial `total_count` of each support and gene.
-
-    Args:
-        size: metagene size of each support `(S, K)` [1].
-        profile: log fold change of each metagene `(K, G)`.
-        log_rate: log baseline rate with the effects of the support's section `(S, G)` or `(1, G)`.
-
-    Returns:
-        r_sg = sum_k size_sk exp(profile_kg) exp(log_rate_sg), `(S, G)`.
-    """
-    return (size @ profile.exp()) * log_rate.exp()
+    total = activity.new_zeros(n_spots + 1, activity.shape[1])  # row 0 gathers what is in no spot
+    return total.index_add(0, spot, scale * activity)[1:]  # (S, K)
 
 
 def nb_log_prob(counts: Tensor, total_count: Tensor, logits: Tensor) -> Tensor:
@@ -64,3 +52,36 @@ def nb_log_prob(counts: Tensor, total_count: Tensor, logits: Tensor) -> Tensor:
     """
     log_choose = torch.lgamma(total_count + counts) - torch.lgamma(total_count) - torch.lgamma(counts + 1.0)
     return log_choose + total_count * F.logsigmoid(-logits) + counts * F.logsigmoid(logits)
+
+
+def spot_log_prob(counts: Tensor, size: Tensor, rate: Tensor, logits: Tensor) -> Tensor:
+    """Log probability of the counts of spots of one section, by `nb_log_prob` but without its dense (S, G) terms.
+
+    A count of 0 contributes r_sg log(1 - p_g) alone, and these add up over genes to size_s . (rate @ log(1 - p)). The
+    gamma functions are left to the counts above 0, a tenth of them, and cancel for a count of 1:
+    Gamma(r + x) / Gamma(r) = r Gamma(r + x) / Gamma(r + 1).
+
+    Args:
+        counts: `(S, G)`, non-negative integers, sparse COO, coalesced.
+        size: metagene size of each spot `(S, K)` [1].
+        rate: rate of each metagene on this section `(K, G)`; total_count is size @ rate.
+        logits: of the section `(G,)`.
+
+    Returns:
+        Log probability [nat] of each spot `(S,)`.
+    """
+    (spot, gene), x = counts.indices(), counts.values()
+    r = (size @ rate).flatten().gather(0, spot * counts.shape[1] + gene) + TINY
+    choose = r.log() - _log_factorial(x) + x * F.logsigmoid(logits).index_select(0, gene)
+    many = (x > 1).nonzero().squeeze(1)
+    of_many = r.index_select(0, many)
+    choose = choose.index_add(0, many, torch.lgamma(of_many + x[many]) - torch.lgamma(of_many + 1.0))
+    return (size @ (rate @ F.logsigmoid(-logits))).index_add(0, spot, choose)
+
+
+def _log_factorial(x: Tensor) -> Tensor:
+    """log x! of integers, from a table: they are few and small."""
+    if not x.numel():
+        return x
+    table = torch.lgamma(torch.arange(1.0, float(x.max()) + 2.0, device=x.device, dtype=x.dtype))
+    return table[x.long()]

@@ -19,6 +19,7 @@ from scipy.special import betainc, expit, gammaln, log_expit
 from superst_monai.errors import RunError, ShapeError
 
 Floats = NDArray[np.float64]
+_WALK = 32  # counts up to which a quantile is looked for by adding up probabilities; larger ones are bisected
 
 
 class CountScores(NamedTuple):
@@ -108,7 +109,7 @@ def coverage(lower: Floats, upper: Floats, levels: Sequence[float]) -> Floats:
 
 
 def nb_quantiles(total_count: NDArray[Any], logits: NDArray[Any], q: Sequence[float]) -> NDArray[np.int64]:
-    """Quantiles of the mixture: the least integer x with P(X <= x) >= q, by bisection of all entries at once.
+    """Quantiles of the mixture: the least integer x with P(X <= x) >= q.
 
     Args:
         total_count: parameter `(N, S, G)`, not negative.
@@ -122,15 +123,46 @@ def nb_quantiles(total_count: NDArray[Any], logits: NDArray[Any], q: Sequence[fl
         ShapeError: the parameters do not fit each other.
         RunError: a probability lies outside (0, 1), or a parameter is not finite or negative.
     """
-    wanted = _probabilities(q, "q")[:, None, None]
+    wanted = _probabilities(q, "q")[:, None]
     parameters = list(_samples(total_count, logits, np.shape(total_count)[1:]))
+    size, logit = (np.stack([pair[i].ravel() for pair in parameters]) for i in range(2))  # (N, S G)
+    small = np.flatnonzero((size * np.exp(logit)).max(axis=0) < _WALK)
+    found = np.full((len(wanted), size.shape[1]), -1, np.int64)
+    found[:, small] = _walk(size[:, small], logit[:, small], wanted)
+    rest = np.flatnonzero((found < 0).any(axis=0))
+    found[:, rest] = _bisect(size[:, rest], logit[:, rest], wanted)
+    return found.reshape(len(wanted), *np.shape(total_count)[1:])
+
+
+def _walk(size: Floats, logit: Floats, wanted: Floats) -> NDArray[np.int64]:
+    """Quantiles `(Q, M)` below `_WALK`, by adding up the mass function from zero on; -1 where they are larger.
+
+    P(X = 0) = (1 - p)^r and P(X = x + 1) = P(X = x) (x + r) / (x + 1) p; entries that are done are left behind.
+    """
+    found = np.full((len(wanted), size.shape[1]), -1, np.int64)
+    entry, cdf, chance = np.arange(size.shape[1]), np.zeros(size.shape[1]), expit(logit)
+    mass = np.exp(size * log_expit(-logit))  # (N, M)
+    for x in range(_WALK):
+        cdf += mass.mean(axis=0)
+        found[:, entry] = np.where((found[:, entry] < 0) & (cdf >= wanted), x, found[:, entry])
+        going = np.flatnonzero(cdf < wanted.max())
+        if len(going) == 0:
+            break
+        entry, cdf = entry[going], cdf[going]
+        size, chance, mass = size[:, going], chance[:, going], mass[:, going]
+        mass *= (size + x) / (x + 1) * chance
+    return found
+
+
+def _bisect(size: Floats, logit: Floats, wanted: Floats) -> NDArray[np.int64]:
+    """Quantiles `(Q, M)` of all entries at once, by bisection of the distribution function."""
+    failure = expit(-logit)
 
     def cdf(x: Floats) -> Floats:
-        values = sum(betainc(size, x + 1.0, expit(-logit)) for size, logit in parameters)
-        return np.where(x < 0, 0.0, np.asarray(values) / len(parameters))
+        values = sum(betainc(r, x + 1.0, p) for r, p in zip(size, failure, strict=True))
+        return np.where(x < 0, 0.0, np.asarray(values) / len(size))
 
-    mean = np.maximum.reduce([size * np.exp(logit) for size, logit in parameters])
-    high = np.broadcast_to(np.ceil(mean) + 1.0, (len(wanted), *mean.shape)).copy()  # (Q, S, G)
+    high = np.broadcast_to(np.ceil((size * np.exp(logit)).max(axis=0)) + 1.0, (len(wanted), size.shape[1])).copy()
     while (short := cdf(high) < wanted).any():
         high[short] *= 2
     low = np.full(high.shape, -1.0)

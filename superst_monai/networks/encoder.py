@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superst_monai.errors import ShapeError
+from superst_monai.networks.statistics import N_STATISTICS, StainStatistics
 
 Factory = str | tuple[str, dict[str, object]]
 """Name of a MONAI layer factory (`Act`, `Norm`), with its arguments if it takes any."""
@@ -34,6 +35,8 @@ def block(
 class Encoder(nn.Module):
     """Bottom-up convolutional pyramid with one Gaussian head a level.
 
+    It sees colours and stains, and each head also the statistics of the stains at its level.
+
     Args:
         depth: D, number of levels; level d works at 1 / 2^d of the image's resolution.
         width: C_0, channels of level 0; level d has C_d = width * 2^d.
@@ -52,9 +55,10 @@ class Encoder(nn.Module):
         channels = [width * 2**d for d in range(depth)]
         self.depth = depth
         self.channels = channels
+        self.statistics = StainStatistics(depth)
         self.steps = nn.ModuleList(
             nn.Sequential(
-                block(channels[d - 1] if d else 3, channels[d], norm=norm, act=act, stride=2 if d else 1),
+                block(channels[d - 1] if d else 6, channels[d], norm=norm, act=act, stride=2 if d else 1),
                 block(channels[d], channels[d], norm=norm, act=act),
             )
             for d in range(depth)
@@ -77,17 +81,21 @@ class Encoder(nn.Module):
                 f"an encoder of depth {self.depth} needs sides that are multiples of {multiple} px, "
                 f"got {tuple(image.shape[-2:])}; choose another patch or tile size."
             )
-        found = []
-        for step, head in zip(self.steps, self.heads, strict=True):
-            image = step(image)
-            mean, spread = head(image).float().chunk(2, dim=1)  # (B, C_d, H_d, W_d)
-            found.append((mean, F.softplus(spread).clamp(1e-4, 1e4)))
+        with torch.autocast(image.device.type, enabled=False):
+            stains = self.statistics.stains(image)
+            statistics = self.statistics(stains)
+        found, h = [], torch.cat((image, stains), dim=1)
+        for step, head, statistic in zip(self.steps, self.heads, statistics, strict=True):
+            h = step(h)
+            seen = torch.cat((h, statistic.to(h.dtype)), dim=1)
+            mean, spread = head(seen).float().chunk(2, dim=1)  # (B, C_d, H_d, W_d)
+            found.append((mean, F.softplus(spread) + 1e-4))
         return found
 
 
 def _head(channels: int, first_spread: float) -> nn.Module:
-    """Convolution to mean and spread of `channels` latent variables a pixel."""
-    head = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+    """Convolution to mean and spread of `channels` latent variables a pixel, of as many features and the statistics."""
+    head = nn.Conv2d(channels + N_STATISTICS, 2 * channels, 3, padding=1)
     if head.bias is not None:
         nn.init.zeros_(head.bias)
         nn.init.constant_(head.bias[channels:], first_spread)

@@ -22,7 +22,7 @@ def section_glass(image: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArra
         `(3,)`, 0..255.
     """
     usable = ~tissue & (image.max(axis=2) >= 60)
-    return glass_colour(image.astype(np.float64), usable) if usable.any() else np.full(3, 255.0)
+    return glass_colour(image, usable) if usable.any() else np.full(3, 255.0)
 
 
 def white_balance(image: NDArray[np.uint8], glass: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -71,7 +71,8 @@ class FinishPatchd(Transform):
     """Scale the image to [-0.9, 0.9] and attach the counts of the spots of the patch.
 
     Adds Key.COUNTS `(n, G)` float32, whose row i - 1 belongs to label i (zeros for the support outside the tissue),
-    and Key.OCCLUDED `(1, H, W)` bool, all False, where no transform has set it. Tensors come out plain.
+    Key.SHARE `(n,)` float32, which part of its UMIs these are, and Key.OCCLUDED `(1, H, W)` bool, all False, where no
+    transform has set it. Tensors come out plain.
 
     Args:
         sources: the sections.
@@ -90,6 +91,7 @@ class FinishPatchd(Transform):
         source = self.sources[sample[Key.SECTION]]
         sample[Key.IMAGE] = to_network_range(image)
         sample[Key.COUNTS] = counts_of(source, sample[PatchKey.SPOT_IDS])
+        sample[Key.SHARE] = source.share[sample[PatchKey.SPOT_IDS] - 1]
         sample.setdefault(Key.OCCLUDED, torch.zeros_like(sample[Key.LABEL], dtype=torch.bool))
         return sample
 

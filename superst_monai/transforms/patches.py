@@ -86,8 +86,8 @@ def training_chain(
         occlusion_tile_px: side of a tile [px].
     Returns:
         Chain whose patches have Key.IMAGE `(3, size, size)` float32 in [-0.9, 0.9], Key.LABEL `(1, size, size)`
-        int64, Key.COUNTS `(n, G)` float32, Key.OCCLUDED `(1, size, size)` bool, Key.SECTION int and
-        PatchKey.SPOT_IDS `(n,)` int64.
+        int64, Key.COUNTS `(n, G)` float32, Key.SHARE `(n,)` float32, Key.OCCLUDED `(1, size, size)` bool,
+        Key.SECTION int and PatchKey.SPOT_IDS `(n,)` int64.
     Raises:
         ShapeError: no section, sections with different genes or without tissue, or a size below 1.
         RunError: an amplitude of the stain or the occlusion is impossible.

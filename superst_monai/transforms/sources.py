@@ -33,6 +33,7 @@ class PatchSource:
         label: support of each pixel `(H, W)`, int32; 0 none, i row i - 1 of `counts`, S + 1 outside the tissue.
         tissue: `(H, W)`, bool.
         counts: `(S, G)`, scipy CSR.
+        share: which part of its UMIs the counts of support i hold, at i - 1 `(S + 1,)`, float32.
         tissue_index: flat indices of the tissue pixels `(T,)`, int64, ascending.
     """
 
@@ -40,11 +41,17 @@ class PatchSource:
     label: Tensor
     tissue: Tensor
     counts: csr_matrix
+    share: Tensor
     tissue_index: Tensor
 
     @classmethod
     def from_arrays(
-        cls, image: NDArray[np.uint8], label: NDArray[np.integer[Any]], tissue: NDArray[np.bool_], counts: csr_matrix
+        cls,
+        image: NDArray[np.uint8],
+        label: NDArray[np.integer[Any]],
+        tissue: NDArray[np.bool_],
+        counts: csr_matrix,
+        share: NDArray[np.floating[Any]] | None = None,
     ) -> PatchSource:
         """Check the arrays of a section against each other and lay them out for cropping.
 
@@ -53,10 +60,12 @@ class PatchSource:
             label: spot of each pixel `(H, W)`, integers 0 ... S + 1; spots to withhold from training are already 0.
             tissue: `(H, W)`, bool.
             counts: `(S, G)`, scipy sparse, rows in the order of the label ids; `(0, 0)` for a slide alone.
+            share: part of the UMIs of each spot that `counts` hold, then that of the support outside the tissue
+                `(S + 1,)`; 0 for a support to ignore. None is 1 for all.
         Raises:
             ShapeError: the arrays do not belong together; the message lists every fault.
         """
-        faults = _faults(image, label, tissue, counts)
+        faults = _faults(image, label, tissue, counts, share)
         if faults:
             raise ShapeError(
                 "the arrays of a PatchSource must describe one section: "
@@ -68,6 +77,7 @@ class PatchSource:
             label=torch.from_numpy(label.astype(np.int32)),
             tissue=torch.from_numpy(np.array(tissue)),
             counts=csr_matrix(counts),
+            share=torch.ones(counts.shape[0] + 1) if share is None else torch.from_numpy(share.astype(np.float32)),
             tissue_index=torch.from_numpy(np.flatnonzero(tissue).astype(np.int64)),
         )
 
@@ -92,7 +102,7 @@ class PatchSource:
         return int(self.tissue_index.numel())
 
 
-def _faults(image: Any, label: Any, tissue: Any, counts: Any) -> list[str]:
+def _faults(image: Any, label: Any, tissue: Any, counts: Any, share: Any) -> list[str]:
     """Return what is wrong with the arrays of a section, one phrase a fault."""
     faults = []
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
@@ -112,6 +122,8 @@ def _faults(image: Any, label: Any, tissue: Any, counts: Any) -> list[str]:
             f"label must lie in 0 ... S + 1 = {counts.shape[0] + 1} for counts of shape {counts.shape}, "
             f"got {label.min()} ... {label.max()}"
         )
+    if share is not None and not (share.shape == (counts.shape[0] + 1,) and ((share >= 0) & (share <= 1)).all()):
+        faults.append(f"share must be (S + 1,) in 0 ... 1 for counts of shape {counts.shape}, got {share.shape}")
     return faults
 
 

@@ -13,6 +13,7 @@ from superst_monai.errors import ResolutionError, ShapeError
 
 Mask = NDArray[np.bool_]
 Array = NDArray[np.float64]
+Pixels = NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.float64]
 
 
 def find_tissue(
@@ -55,7 +56,7 @@ def find_tissue(
         )
     factor = max(1.0, work_mpp / mpp)
     shape = (max(1, round(image.shape[0] / factor)), max(1, round(image.shape[1] / factor)))
-    work = resample(image, start=(0.0, 0.0), step=(factor, factor), shape=shape).astype(np.float64)
+    work = resample(image, start=(0.0, 0.0), step=(factor, factor), shape=shape)
     step = mpp * factor
     padding = _padding(work, step)
     if padding.all():
@@ -73,21 +74,21 @@ def find_tissue(
     return _enlarge(mask & ~padding, factor, (image.shape[0], image.shape[1]))
 
 
-def _padding(image: Array, mpp: float, *, black: float = 60.0, reach_um: float = 16.0) -> Mask:
+def _padding(image: Pixels, mpp: float, *, black: float = 60.0, reach_um: float = 16.0) -> Mask:
     """Pixels of the scanner's black frame or black padding, and the pixels blended with it."""
     reach = max(1, round(reach_um / mpp))
     dark = ndimage.binary_opening(image.max(axis=2) < black, iterations=reach)
     return np.asarray(ndimage.binary_dilation(dark, iterations=reach), bool)
 
 
-def glass_colour(image: Array, usable: Mask, *, depth: float = 25.0, tint: float = 60.0, pink: float = 25.0) -> Array:
+def glass_colour(image: Pixels, usable: Mask, *, depth: float = 25.0, tint: float = 60.0, pink: float = 25.0) -> Array:
     """Colour of the empty glass: the median of the smoothest among the brightest, hardly saturated pixels.
 
     Lamps tint glass yellow, blue or grey; a strong lack of green is stain. Pure white is where a viewer pads a
     slide, so it is the glass only when nothing else is bright.
 
     Args:
-        image: `(H, W, 3)`, 0..255.
+        image: `(H, W, 3)`, 0..255, of any real dtype; planes of it are converted one at a time.
         usable: pixels to look at `(H, W)`.
         depth: how much darker than the brightest glass may be [grey levels].
         tint: largest spread between the channels of glass [grey levels].
@@ -95,7 +96,7 @@ def glass_colour(image: Array, usable: Mask, *, depth: float = 25.0, tint: float
     Returns:
         Colour `(3,)`, 0..255; white when no pixel can be glass.
     """
-    level = image.mean(axis=2)
+    level = image.mean(axis=2, dtype=np.float64)
     unevenness = ndimage.maximum_filter(level, 3) - ndimage.minimum_filter(level, 3)
     top, bottom = image.max(axis=2), image.min(axis=2)
     bright = usable & (bottom >= 150) & (top - bottom <= tint) & (top - image[..., 1] <= pink)
@@ -106,15 +107,16 @@ def glass_colour(image: Array, usable: Mask, *, depth: float = 25.0, tint: float
         return np.full(3, 255.0)
     bright &= level >= np.percentile(level[bright], 99) - depth
     smooth = bright & (unevenness <= np.percentile(unevenness[bright], 10))
-    glass: Array = np.median(image[smooth], axis=0)
+    glass: Array = np.median(image[smooth].astype(np.float64), axis=0)
     return glass
 
 
-def _stain_score(image: Array, padding: Mask, *, sigma_px: float) -> tuple[Array, Array]:
+def _stain_score(image: Pixels, padding: Mask, *, sigma_px: float) -> tuple[Array, Array]:
     """Score and lightly smoothed chroma `(H, W)` of stain [optical density], zero on padding."""
     glass = glass_colour(image, ~padding)
-    density = -np.log(np.maximum(image, 8.0) / glass)
-    chroma = density[..., 1] - np.minimum(density[..., 0], density[..., 2])
+    red, green, blue = (-np.log(np.maximum(image[..., c], 8.0, dtype=np.float64) / glass[c]) for c in range(3))
+    chroma = green - np.minimum(red, blue)
+    del red, green, blue  # planes of a large slide
     chroma[padding] = 0.0
     mean = ndimage.gaussian_filter(chroma, sigma_px)
     spread = np.sqrt(np.maximum(ndimage.gaussian_filter(chroma**2, sigma_px) - mean**2, 0.0))

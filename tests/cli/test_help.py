@@ -13,6 +13,9 @@ import pytest
 import typer
 import yaml
 
+from superst_monai.analysis.differential_figures import write_differential
+from superst_monai.analysis.imputation import write_imputation
+from superst_monai.analysis.metagene_summary_figures import write_metagenes
 from superst_monai.cli.app import app
 from superst_monai.data.platforms.st import read_st
 from superst_monai.data.section import join_section
@@ -32,7 +35,14 @@ COMMANDS = (
     "predict",
     "maps",
     "evaluate",
+    "export",
     "inspect",
+    "analyze",
+    "analyze metagenes",
+    "analyze genes",
+    "analyze impute",
+    "analyze differential",
+    "analyze cell-types",
 )
 HEAVY = ("torch", "monai", "spatialdata", "matplotlib", "pandas", "numpy", "scipy", "zarr")
 
@@ -96,6 +106,9 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, str]:
         ("prepare st", read_st, ["spot_diameter_um", "pitch_um"]),
         ("predict", predict, ["samples", "seed"]),
         ("demo", run_demo, ["minutes", "seed"]),
+        ("analyze metagenes", write_metagenes, ["top"]),
+        ("analyze impute", write_imputation, ["per"]),
+        ("analyze differential", write_differential, ["per"]),
     ],
 )
 def test_defaults_shown_are_those_of_the_function(command: str, function: Callable[..., Any], names: list[str]) -> None:
@@ -108,7 +121,7 @@ def test_defaults_shown_of_training_are_those_of_the_bundle() -> None:
     """What the help of `train` says is what the bundle's configuration holds; every option is a key of it."""
     config = yaml.safe_load((bundle_folder() / "configs" / "train.yaml").read_text())
     keys = {"metagenes": "n_metagenes", "patch": "patch_px", "batch": "batch_size"}
-    same = ("seed", "learning_rate", "depth", "width", "val_share", "min_counts")
+    same = ("seed", "nproc", "learning_rate", "depth", "width", "val_share", "min_counts")
     keys |= {name: name for name in same}
     shown = shown_defaults("train")
     assert {name: shown[name] for name in keys} == {name: str(config[key]) for name, key in keys.items()}

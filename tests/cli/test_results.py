@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from superst_monai.errors import StoreError
 
 Runner = Callable[..., Any]
 StandIn = Callable[..., None]
@@ -25,6 +27,7 @@ def made(stand_in: StandIn) -> dict[str, Any]:
 
     def predict(run: str, source: str, out: Path, **options: Any) -> None:
         options.pop("show")(1.0, 2.0)
+        options.pop("tell")("3 % are far")
         assert callable(options.pop("find_tissue"))
         seen["call"] = (run, source, out, options)
 
@@ -39,21 +42,53 @@ def test_options_reach_the_prediction(run: Runner, made: dict[str, Any], tmp_pat
     (tmp_path / "r").mkdir()
     (tmp_path / "s.svs").touch()
     out = tmp_path / "m.zarr"
-    more = ("--samples", 4, "--seed", 2, "--condition", "section=C2", "--slide-mpp", 0.5, "--overwrite")
+    more = ("--samples", 4, "--seed", 2, "--condition", "section=C2", "--slide-mpp", 0.5)
+    more += ("--overwrite", "--resume", "--no-field")
     done = run("predict", tmp_path / "r", tmp_path / "s.svs", "--out", out, *more)
     assert done.exit_code == 0, done.output
     assert made["source"] == (tmp_path / "s.svs", {"slide_mpp": 0.5})
-    options = {"overwrite": True, "samples": 4, "seed": 2, "conditions": {"section": "C2"}}
+    options = {
+        "overwrite": True,
+        "resume": True,
+        "use_field": False,
+        "samples": 4,
+        "seed": 2,
+        "conditions": {"section": "C2"},
+    }
     options["source_path"] = tmp_path / "s.svs"
     assert made["call"] == ("run r", "opened", out, options)
     assert "predicting: 100 %" in done.stderr
+    assert "note: 3 % are far\n" in done.stderr
 
 
 def test_predict_leaves_defaults_alone(run: Runner, made: dict[str, Any], tmp_path: Path) -> None:
     """Nothing given is nothing passed."""
     (tmp_path / "s.zarr").mkdir()
     assert run("predict", tmp_path, tmp_path / "s.zarr", "--out", tmp_path / "m.zarr").exit_code == 0
-    assert made["call"][3] == {"overwrite": False, "source_path": tmp_path / "s.zarr"}
+    assert made["call"][3] == {
+        "overwrite": False,
+        "resume": False,
+        "use_field": True,
+        "source_path": tmp_path / "s.zarr",
+    }
+
+
+def test_an_error_of_a_prediction_says_what_was_kept(run: Runner, stand_in: StandIn, tmp_path: Path) -> None:
+    """What a prediction adds to its error or interruption is shown with it."""
+
+    def predict(*_: object, **options: Any) -> None:
+        stop = StoreError("disk full.") if options["overwrite"] else KeyboardInterrupt()
+        stop.add_note("2 finished tiles are kept.")
+        raise stop
+
+    stand_in("superst_monai.inference.run", load_run=lambda path: path)
+    stand_in("superst_monai.inference.canvas", open_source=lambda path, **_: nullcontext(path))
+    stand_in("superst_monai.inference.slide_map", predict=predict)
+    (tmp_path / "s.svs").touch()
+    words = ("predict", tmp_path, tmp_path / "s.svs", "--out", tmp_path / "m.zarr")
+    full, interrupted = run(*words, "--overwrite"), run(*words)
+    assert (full.exit_code, full.stderr) == (2, "superst: disk full. 2 finished tiles are kept.\n")
+    assert (interrupted.exit_code, interrupted.stderr) == (130, "superst: interrupted. 2 finished tiles are kept.\n")
 
 
 def test_predict_refuses_before_the_work(run: Runner, made: dict[str, Any], tmp_path: Path) -> None:

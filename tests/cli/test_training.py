@@ -23,6 +23,7 @@ def calls(stand_in: StandIn) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         return Path(args[1])
 
     stand_in("superst_monai.engines.workflow", train=train)
+    stand_in("superst_monai.inference.field_store", fit_training_fields=lambda *_, **__: [])
     return made
 
 
@@ -34,7 +35,7 @@ def test_options_reach_the_training(run: Runner, calls: list[Any], tmp_path: Pat
     done = run(
         *("train", *sections, "--out", tmp_path / "run", "--epochs", 3, "--minutes", 1.5, "--mpp", 8, "--seed", 0),
         *("--covariate", "patient=donor", "--metagenes", 7, "--patch", 64, "--batch", 2, "--learning-rate", 0.01),
-        *("--depth", 4, "--width", 8, "--val-share", 0, "--min-counts", 5, "--exclude-genes", "^X"),
+        *("--depth", 4, "--width", 8, "--val-share", 0, "--min-counts", 5, "--exclude-genes", "^X", "--nproc", 2),
     )
     assert done.exit_code == 0, done.output
     [(args, options)] = calls
@@ -45,6 +46,7 @@ def test_options_reach_the_training(run: Runner, calls: list[Any], tmp_path: Pat
         "minutes": 1.5,
         "mpp": 8.0,
         "seed": 0,
+        "nproc": 2,
         "covariates": {"patient": "donor"},
         "options": {
             "n_metagenes": 7,

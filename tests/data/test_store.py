@@ -253,7 +253,7 @@ def test_leftovers_of_the_living_and_of_strangers_stay(tmp_path: Path, monkeypat
         partial.mkdir()
     assert set(os.listdir(tmp_path)) == {*kept, "s.zarr"}
     monkeypatch.setattr(atomic.os, "name", "nt")
-    assert atomic._is_alive(dead)
+    assert atomic.is_alive(dead)
 
 
 def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> 
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(atomic.os, "kill", forbid)
-    assert atomic._is_alive(1)
+    assert atomic.is_alive(1)
 
 
 def test_names_that_a_table_cannot_hold_are_refused(make_section: MakeSection, tmp_path: Path) -> None:

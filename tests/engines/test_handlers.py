@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from ignite.engine import Engine
 
 from superst_monai.engines.budget import Budget
-from superst_monai.engines.handlers import EpochSeed, Heartbeat, MetageneImages, SpotScore, spot_score
+from superst_monai.engines.handlers import SCORE, UMI_SCORE, EpochSeed, Heartbeat, MetageneImages
 from superst_monai.engines.prepare import parameter_groups, prefers_bfloat16, prepare_batch
-from superst_monai.engines.trainer import interval
+from superst_monai.engines.trainer import held_out_metric, interval
 from superst_monai.model.objective import FusionVAE
 from superst_monai.types import Key
 
 
-def test_the_score_is_the_mean_over_all_spots():
-    """Batches count by their spots, and none give NaN."""
-    score = SpotScore()
-    score.reset()
-    for expression, patches, spots in ((30.0, 2, 4), (5.0, 1, 1)):
-        pred = {"expression": torch.tensor(expression), "n_spots": torch.tensor(spots)}
-        score.update(spot_score({"pred": pred, "image": torch.zeros(patches, 3, 2, 2)}))
-    assert score.compute() == -(30.0 * 2 + 5.0) / 5
-    score.reset()
-    assert score.compute() != score.compute()
+def scores_of(*batches: tuple[list[float], list[float]]) -> dict[str, float]:
+    """Scores of an evaluator whose batches give (log-likelihoods, shares)."""
+    answers = [{"pred": {"loglik": torch.tensor(a), "share": torch.tensor(b)}} for a, b in batches]
+    engine = Engine(lambda _, answer: answer)
+    for name, metric in held_out_metric().items():
+        metric.attach(engine, name)
+    return engine.run(answers).metrics
+
+
+def test_each_score_is_the_mean_over_its_spots():
+    """Batches count by their spots: a share of 1 is withheld, one below it set aside, of 0 nothing; none give NaN."""
+    nothing = ([], [])
+    scores = scores_of(([-1.0, -2.0, -3.0], [1.0, 0.05, 0.0]), nothing, ([-5.0, -7.0, -9.0], [1.0, 1.0, 0.05]))
+    assert scores == {SCORE: pytest.approx(-13 / 3), UMI_SCORE: pytest.approx(-11 / 2)}
+    assert all(math.isnan(score) for score in scores_of(nothing).values())
 
 
 def test_noise_of_an_epoch_depends_on_seed_and_epoch_alone():
@@ -97,6 +105,7 @@ def test_batches_reach_the_network_as_patches():
         Key.SPOT_SECTION: torch.zeros(1, dtype=torch.int64),
         Key.OCCLUDED: torch.zeros(2, 1, 4, 4, dtype=torch.bool),
         Key.SECTION: torch.zeros(2, dtype=torch.int64),
+        Key.SHARE: torch.tensor([0.95]),
     }
     image, label, (patches,), kwargs = prepare_batch(batch, "cpu")
     assert kwargs == {}
@@ -104,6 +113,7 @@ def test_batches_reach_the_network_as_patches():
     assert patches.image is image
     assert patches.label is label
     assert torch.equal(patches.counts, batch[Key.COUNTS])
+    assert torch.equal(patches.share, batch[Key.SHARE])
 
 
 def test_intervals_are_whole_epochs():

@@ -27,6 +27,7 @@ def test_blocks_are_compact():
 
 
 def test_a_section_of_few_spots_is_legal():
-    """A block larger than the section takes what there is; no spots give no blocks."""
-    assert sum(map(len, held_out_blocks(np.zeros((2, 2)), 0.9, block=10, rng=np.random.default_rng(0)))) == 2
+    """A block larger than the section takes all but one spot, whatever the share; no spots give no blocks."""
+    assert sum(map(len, held_out_blocks(np.zeros((2, 2)), 0.9, block=10, rng=np.random.default_rng(0)))) == 1
+    assert held_out_blocks(np.zeros((1, 2)), 0.99, block=4, rng=np.random.default_rng(0)) == []
     assert held_out_blocks(np.zeros((0, 2)), 0.5, block=4, rng=np.random.default_rng(0)) == []

@@ -32,6 +32,7 @@ def test_the_shipped_configuration_passes_and_every_rule_is_of_a_key():
         ("learning_rate", -1.0, "learning_rate must be a positive number, got -1.0"),
         ("learning_rate", float("nan"), "learning_rate must be a positive number, got nan"),
         ("val_share", 1, r"val_share must be a share in \[0, 1\), got 1"),
+        ("val_umis", -0.1, r"val_umis must be a share in \[0, 1\), got -0.1"),
         ("min_counts", True, "min_counts must be a whole number >= 0, got True"),
         ("averaging", 1.0, "averaging must be a number between 0 and 1, got 1.0"),
     ],

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
 from superst_monai.engines.genes import select_genes
-from superst_monai.engines.training_data import TrainingData, choose_mpp, section_levels
+from superst_monai.engines.training_data import PATCHES_WITHOUT_BLOCKS, TrainingData, choose_mpp, section_levels
 from superst_monai.errors import ResolutionError, RunError
+from superst_monai.model.objective import FusionVAE
 from superst_monai.types import Key
 
 
 def with_genes(section, names):
     """The section with other gene names."""
-    from dataclasses import replace
-
     genes = section.genes.set_axis(names, axis=0).rename_axis("gene")
     return replace(section, genes=genes)
 
@@ -73,17 +74,91 @@ def test_sections_coarser_than_asked_are_refused(make_section):
         TrainingData([fine, coarse], mpp=10.0, min_counts=1)
 
 
-def test_held_out_spots_are_seen_by_validation_alone(make_section):
-    """Training labels hold the other spots, validation labels the held-out ones, together all."""
-    data = TrainingData([make_section("A")], min_counts=1, val_share=0.2, patch_px=32)
-    hidden = set(np.concatenate(data.held_out[0]) + 1)
+def test_every_umi_is_trained_on_or_scored(make_section):
+    """Withheld spots are not labelled for training and scored whole; of the others the parts sum to the counts."""
+    section = make_section("A")
+    data = TrainingData([section], min_counts=1, val_share=0.2, val_umis=0.3, patch_px=32)
+    hidden = np.concatenate(data.held_out[0])
+    training, scoring = (data._sources(training=t)[0] for t in (True, False))
     assert len(hidden) == 6
-    training, validation = (data._sources(training=t)[0].label.unique().tolist() for t in (True, False))
-    assert set(training) == set(range(32)) - hidden
-    assert set(validation) == hidden | {0}
-    seen = torch.cat([sample[Key.COUNTS] for sample in data.validation_set()])
-    expected = data.counts[0][np.concatenate(data.held_out[0])].toarray()
-    assert {tuple(row) for row in expected} <= {tuple(row) for row in seen.tolist()}
+    assert set(training.label.unique().tolist()) == set(range(32)) - {*(hidden + 1)}
+    assert set(scoring.label.unique().tolist()) == set(range(31))
+    assert (training.counts + scoring.counts != data.counts[0]).nnz == 0
+    assert training.counts[hidden].nnz == 0
+    taken = scoring.counts.sum() - scoring.counts[hidden].sum()
+    assert taken / (training.counts.sum() + taken) == pytest.approx(0.3, abs=0.04)
+    kept, aside = torch.full((31,), 0.7), torch.full((31,), 0.3)
+    kept[-1], aside[hidden], aside[-1] = 1, 1, 0  # of the support outside the tissue nothing is set aside
+    torch.testing.assert_close(training.share, kept)
+    torch.testing.assert_close(scoring.share, aside)
+
+
+def test_set_aside_umis_depend_on_the_seed_alone(make_section):
+    """Two data sets of one seed have the same split, those of another a different one."""
+    first, again, other = (TrainingData([make_section("A")], min_counts=1, val_share=0, seed=s) for s in (1, 1, 2))
+    assert (first._split[1][0] != again._split[1][0]).nnz == 0
+    assert (first._split[1][0] != other._split[1][0]).nnz > 0
+
+
+def test_validation_scores_both_kinds_in_one_pass(make_section):
+    """The patches round the withheld blocks hold them whole, with share 1, and their neighbours' UMIs set aside."""
+    data = TrainingData([make_section("A")], min_counts=1, val_share=0.2, patch_px=48)
+    samples = list(data.validation_set())
+    assert len(samples) == len(data.held_out[0])
+    hidden = {tuple(row) for row in data.counts[0][np.concatenate(data.held_out[0])].toarray()}
+    seen, shares = (torch.cat([sample[key] for sample in samples]) for key in (Key.COUNTS, Key.SHARE))
+    assert {tuple(row) for row in seen[shares == 1].tolist()} == hidden
+    aside = {tuple(row) for row in data._split[1][0][data.training_spots[0]].toarray()}
+    assert {tuple(row) for row in seen[shares == torch.tensor(0.05)].tolist()} <= aside
+    assert set(shares.tolist()) <= {1.0, float(torch.tensor(0.05)), 0.0}
+    assert not seen[shares == 0].any()
+
+
+def test_without_withheld_spots_a_handful_of_patches_is_scored(make_section):
+    """Eight at most, each round a spot of its own, by seed; without anything to score there is none."""
+    sections = [make_section("A"), make_section("B", seed=1)]
+    data, again = (TrainingData(sections, min_counts=1, val_share=0, patch_px=16) for _ in range(2))
+    items, same = data.validation_set(), again.validation_set()
+    assert len(items) == PATCHES_WITHOUT_BLOCKS
+    assert items.data == same.data
+    assert len({tuple(item.values()) for item in items.data}) == len(items)
+    assert {item[Key.SECTION] for item in items.data} == {0, 1}
+    for sample in items:
+        assert set(sample[Key.SHARE].tolist()) - {0.0} == {float(torch.tensor(0.05))}
+    assert len(TrainingData(sections, min_counts=1, val_share=0, val_umis=0).validation_set()) == 0
+
+
+def test_a_section_of_one_spot_is_trained_on(make_section):
+    """Its spot is never withheld; its UMIs are what is scored."""
+    whole = make_section("A")
+    one = replace(whole, counts=whole.counts[:1], spots=whole.spots.iloc[:1])
+    data = TrainingData([one], min_counts=0, val_share=0.9, patch_px=32)
+    assert data.held_out == [[]]
+    (sample,) = data.validation_set()
+    assert sample[Key.SHARE][sample[Key.SHARE] > 0].tolist() == [float(torch.tensor(0.05))]
+
+
+def test_genes_and_spots_without_counts_stay_without(make_section):
+    """All-zero genes and spots are split into nothing, and first values are finite."""
+    whole = make_section("A")
+    dense = whole.counts.toarray()
+    dense[3] = dense[:, 5] = 0
+    data = TrainingData([replace(whole, counts=sparse.csr_matrix(dense))], min_counts=0, patch_px=32)
+    for part in data._split:
+        assert part[0][3].nnz == part[0][:, 5].nnz == 0
+    network = first_network(data)
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_training_spots_without_a_umi_are_refused(make_section):
+    """The message tells the spots that are left from those that are withheld."""
+    whole = make_section("A")
+    data = TrainingData([whole], min_counts=1, val_share=0.5, patch_px=32)
+    dense = whole.counts.toarray()
+    dense[data.training_spots[0]] = 0
+    empty = TrainingData([replace(whole, counts=sparse.csr_matrix(dense))], min_counts=1, val_share=0.5, patch_px=32)
+    with pytest.raises(RunError, match=r"15 spots hold no UMI of the 12 genes \(15 more are withheld\)"):
+        empty.training_set(batch_size=2)
 
 
 def test_an_epoch_sees_each_spot_about_once(make_section):
@@ -122,8 +197,6 @@ def test_conditions_that_do_not_fit_are_refused_together(make_section):
     """A column that nobody has and one with several levels are reported at once."""
     a = make_section("A")
     mixed = a.spots.assign(half=np.where(np.arange(a.n_spots) % 2, "x", "y"))
-    from dataclasses import replace
-
     with pytest.raises(
         RunError, match=r"h: column half of A holds 2 levels, not one; d: no section has a column donor"
     ):
@@ -132,8 +205,6 @@ def test_conditions_that_do_not_fit_are_refused_together(make_section):
 
 def test_sections_without_counts_are_refused(make_section):
     """A slide alone, or nothing at all, cannot be trained on."""
-    from dataclasses import replace
-
     a = make_section("A")
     alone = replace(
         a,
@@ -148,18 +219,42 @@ def test_sections_without_counts_are_refused(make_section):
         TrainingData([])
 
 
-def test_first_values_reproduce_the_mean_counts(make_section):
-    """Before any step, a spot of mean area with flat activity expects the mean count of each gene."""
-    from superst_monai.model.objective import FusionVAE
-
+def first_network(data: TrainingData) -> FusionVAE:
+    """A network with its first values."""
     torch.manual_seed(0)
-    data = TrainingData([make_section("A")], min_counts=1, covariates={"section": "section"})
     network = FusionVAE(data.n_genes, n_metagenes=2, depth=2, width=4, covariates=data.covariates)
     data.set_first_values(network)
-    model = network.generative
+    return network
+
+
+@pytest.mark.parametrize("val_umis", [0.0, 0.4])
+def test_first_values_reproduce_the_mean_counts(make_section, val_umis):
+    """Before any step, a spot of mean area with flat activity expects the mean of each gene over the training spots,
+    whole: what is left of them over the share that is left."""
+    data = TrainingData([make_section("A")], min_counts=1, covariates={"section": "section"}, val_umis=val_umis)
+    model = first_network(data).generative
     mean = (model.log_rate + model.logit).exp().detach().numpy()
-    np.testing.assert_allclose(mean, data.counts[0].toarray().mean(0), rtol=1e-5)
+    left = data._split[0][0][data.training_spots[0]].toarray()
+    np.testing.assert_allclose(mean, left.mean(0) / (1 - val_umis), rtol=1e-5)
+    np.testing.assert_allclose(mean.sum(), data.counts[0].sum() / 30, rtol=0.1)
     assert model.condition.tolist() == [[0]]
     y, x = np.mgrid[:96, :80] + 0.5
     disc = [((x - s.x_um / 10) ** 2 + (y - s.y_um / 10) ** 2 <= 9).sum() for s in data.sections[0].spots.itertuples()]
     assert data.spot_area_px == np.mean(disc)
+
+
+def test_first_values_do_not_know_what_is_held_out(make_section):
+    """Other counts of the withheld spots change nothing; nor does what was set aside, which is not in the fit."""
+    whole = make_section("A")
+    data = TrainingData([whole], min_counts=1, val_share=0.3)
+    dense = whole.counts.toarray()
+    dense[np.concatenate(data.held_out[0])] = 77
+    other = TrainingData([replace(whole, counts=sparse.csr_matrix(dense))], min_counts=1, val_share=0.3)
+    first, second = (first_network(d).state_dict() for d in (data, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    left = data._split[0][0]
+    alone = TrainingData([replace(whole, counts=left)], min_counts=1, val_share=0.3, val_umis=0)
+    third = first_network(alone).state_dict()
+    third["generative.log_rate"] -= np.log(0.95)
+    for name in first:
+        torch.testing.assert_close(first[name], third[name])

@@ -62,7 +62,7 @@ def test_the_run_folder_is_a_complete_record(finished, stores):
     assert [int(r["epoch"]) for r in rows] == [1, 2, 3, 4]
     for row in rows:
         assert float(row["loss"]) == pytest.approx(sum(float(row[p]) for p in PARTS), rel=1e-4)
-        assert float(row["val_loglik_per_spot"]) < 0
+        assert float(row["val_loglik_per_spot"]) < float(row["val_loglik_umis_per_spot"]) < 0
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert (finished / "genes.csv").read_text().splitlines()[:2] == ["gene,gene_id", "G0,ENS0"]
     assert list(finished.glob("logs/events*"))
@@ -107,7 +107,7 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights(finished, stores,
     train([], out, resume=True)
     assert same(weights(finished), weights(out))
     assert json.loads((out / "run.json").read_text())["state"] == "done"
-    columns = ("epoch", "step", "loss", *PARTS, "val_loglik_per_spot")
+    columns = ("epoch", "step", "loss", *PARTS, "val_loglik_per_spot", "val_loglik_umis_per_spot")
     tables = []
     for run in (finished, out):
         with (run / "metrics.csv").open() as file:
@@ -149,9 +149,9 @@ def test_the_run_folder_is_a_bundle_that_verifies(finished, tmp_path):
     assert about["inputs"]["image"]["spatial_shape"] == ["4*n", "4*n"]
 
 
-def test_without_held_out_spots_the_last_weights_are_kept(stores, tmp_path):
-    """A share of zero trains on every spot; the model is that of the last checkpoint."""
-    out = train(stores[:1], tmp_path / "run", epochs=2, options=SMALL | {"val_share": 0.0})
+def test_without_validation_the_last_weights_are_kept(stores, tmp_path):
+    """Shares of zero train on every UMI of every spot; the model is that of the last checkpoint."""
+    out = train(stores[:1], tmp_path / "run", epochs=2, options=SMALL | {"val_share": 0.0, "val_umis": 0.0})
     last = weights(out, "checkpoints/checkpoint_epoch=2.pt")["average"]
     assert same(weights(out), last)
     assert json.loads((out / "run.json").read_text())["held_out_spots"] == [0]

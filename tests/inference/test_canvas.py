@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,8 @@ from superst_monai.data.section import Section, join_section
 from superst_monai.data.slide import Slide
 from superst_monai.data.store import write_section
 from superst_monai.errors import AlignmentError, ResolutionError, SlideError, StoreError
-from superst_monai.inference.canvas import canvas_of, open_source
+from superst_monai.inference import canvas
+from superst_monai.inference.canvas import CoarseMask, canvas_of, open_source
 from superst_monai.inference.posterior import Window
 
 
@@ -75,6 +77,44 @@ def test_a_slide_is_covered_where_its_overview_shows_tissue(slide: Slide) -> Non
     expected[80:200, 160:320] = True
     np.testing.assert_array_equal(canvas.tissue, expected)
     np.testing.assert_array_equal(canvas.covered, canvas.tissue)
+
+
+def test_a_coarse_mask_is_the_mask_that_it_stands_for() -> None:
+    """Any box of it, as an array or through dask, is the box of the plane with every entry repeated."""
+    coarse = np.random.default_rng(0).random((5, 4)) < 0.5
+    mask = CoarseMask(coarse, 3, (13, 11))
+    plain = coarse.repeat(3, 0).repeat(3, 1)[:13, :11]
+    np.testing.assert_array_equal(np.asarray(mask), plain)
+    for rows, cols in ((slice(2, 9), slice(0, 11)), (slice(12, 20), slice(5, 6)), (slice(None), slice(-4, None))):
+        np.testing.assert_array_equal(mask[rows, cols], plain[rows, cols])
+    np.testing.assert_array_equal(da.from_array(mask, chunks=(4, 4), name=False).compute(), plain)
+    assert mask.any()
+    assert not CoarseMask(np.zeros((2, 2), bool), 3, (5, 5)).any()
+
+
+def test_the_overview_of_a_large_slide_is_coarser(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the slide, the tissue is looked for in so many pixels at most, and found where it is."""
+    seen = []
+
+    def find(image: np.ndarray, mpp: float) -> np.ndarray:
+        seen.append((image.shape[0] * image.shape[1], mpp))
+        return dark(image, mpp)
+
+    monkeypatch.setattr(canvas, "_OVERVIEW_PX", 302 * 403 // 380)
+    tissue = np.asarray(canvas_of(slide, 1.0, find).tissue)
+    assert seen == [(16 * 21, 20.0)]
+    assert tissue.shape == (302, 403)
+    expected = np.zeros((302, 403), bool)
+    expected[80:200, 160:320] = True
+    np.testing.assert_array_equal(tissue, expected)
+
+
+def test_the_hash_is_of_what_is_predicted_on(section: Section) -> None:
+    """Another tissue or another image has another hash, the same arrays have the same."""
+    first = canvas_of(section, 4.0, dark).sha256
+    assert canvas_of(replace(section, name="again"), 4.0, dark).sha256 == first
+    others = [replace(section, image=section.image + np.uint8(1)), replace(section, tissue=~section.tissue)]
+    assert len({first, *(canvas_of(other, 4.0, dark).sha256 for other in others)}) == 3
 
 
 def test_sources_coarser_than_the_run_are_refused(section: Section, slide: Slide) -> None:

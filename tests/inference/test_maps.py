@@ -86,6 +86,30 @@ def test_sizes_do_not_depend_on_the_cache(maps_path: Path, maps: Maps, label: np
         np.testing.assert_array_equal(poor.size_of(label), maps.size_of(label))
 
 
+def test_any_box_can_be_read(maps_path: Path, maps: Maps) -> None:
+    """A box across tiles, computed or not, and one within a tile are cut from the whole; without a cache too."""
+    whole = np.zeros((maps.n_samples, maps.n_metagenes, *maps.shape), np.float32)
+    for place, tile in maps.tiles():
+        whole[(..., *place)] = tile
+    for opened in (maps, open_maps(maps_path, cache_mib=0)):
+        for place in (np.s_[50:140, 3:205], np.s_[64:128, 64:128], np.s_[70:71, 80:95], np.s_[0:150, 0:210]):
+            np.testing.assert_array_equal(opened.read(place), whole[(..., *place)])
+
+
+def test_covered_pixels_are_those_with_a_prediction(maps: Maps, section: Section) -> None:
+    """Tissue and spots have a size in every sample, and nothing else has one."""
+    size = maps.read(np.s_[0:150, 0:210]).sum((0, 1))
+    np.testing.assert_array_equal(maps.covered, size > 0)
+    assert (maps.covered >= maps.tissue).all()
+    np.testing.assert_array_equal(maps.covered, maps.tissue | (maps.spot_label(section) > 0))
+
+
+def test_the_law_of_known_sizes_is_that_of_the_label(maps: Maps, label: np.ndarray) -> None:
+    """Sizes taken once serve for any genes."""
+    sums = maps.law(maps.size_of(label), ["Mbp"])
+    np.testing.assert_array_equal(sums.total_count, maps.sum_over(label, ["Mbp"]).total_count)
+
+
 def test_spots_are_predicted_with_what_was_observed(maps: Maps, section: Section) -> None:
     """A spot's expectation is the sum of the gene's map over its disc; the observed counts stand beside it."""
     adata = maps.spots(section)

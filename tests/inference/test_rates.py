@@ -48,11 +48,16 @@ def test_an_unknown_condition_is_uniform_and_shared_by_all_genes(two: Run) -> No
     """Each sample draws one level, as often one as another."""
     drawn = draw_rates(two.network, {"section": None, "donor": None}, samples=900, seed=2)
     assert [drawn.levels["donor"].count(level) for level in ("p1", "p2", "p3")] == pytest.approx([300] * 3, abs=60)
-    effect = two.network.guide.logit_effect["donor"].mean.detach().numpy()
     known = draw_rates(two.network, {"section": "C2", "donor": "p1"}, samples=900, seed=2)
     mixed = draw_rates(two.network, {"section": "C2", "donor": None}, samples=900, seed=2)
-    jump = effect[[["p1", "p2", "p3"].index(level) for level in mixed.levels["donor"]]] - effect[0]
+    assert mixed.effects is not None
+    row = [mixed.effects.rows.index(("donor", level)) for level in mixed.levels["donor"]]
+    drawn_effect = mixed.effects.logit
+    jump = drawn_effect[np.arange(900), row] - drawn_effect[:, mixed.effects.rows.index(("donor", "p1"))]
     np.testing.assert_allclose(mixed.logit - known.logit, jump, atol=1e-5)
+    effect = two.network.guide.logit_effect["donor"]
+    np.testing.assert_allclose(drawn_effect[:, 2:].mean(0), effect.mean.detach(), atol=0.03)
+    np.testing.assert_allclose(drawn_effect[:, 2:].std(0), effect.log_sd.exp().detach(), rtol=0.1)
 
 
 def test_sample_n_does_not_depend_on_the_number_of_samples(two: Run) -> None:

@@ -48,6 +48,17 @@ def test_an_interval_holds_its_share_of_counts(sums: Sums, level: float) -> None
     assert (counts > high).mean(0).max() < (1 - level) / 2 + 0.01
 
 
+def test_the_interval_of_the_mean_is_that_of_the_samples(sums: Sums) -> None:
+    """Its ends are the quantiles of the samples' means (against sorting), and lie within those of the counts."""
+    means = np.sort(sums.total_count * np.exp(sums.logits)[:, None], axis=0)  # 5 samples
+    low, high = sums.mean_interval(0.5)
+    np.testing.assert_allclose(low, means[1], rtol=1e-6)
+    np.testing.assert_allclose(high, means[3], rtol=1e-6)
+    low, high = sums.mean_interval(0.9)
+    np.testing.assert_allclose(low, 0.8 * means[0] + 0.2 * means[1], rtol=1e-5)
+    np.testing.assert_allclose(high, 0.8 * means[4] + 0.2 * means[3], rtol=1e-5)
+
+
 def test_one_sample_has_the_law_itself(sums: Sums) -> None:
     """With one sample nothing but the negative binomial is uncertain."""
     one = Sums(sums.genes, sums.total_count[:1], sums.logits[:1])
@@ -60,3 +71,5 @@ def test_impossible_levels_are_refused(sums: Sums, level: float) -> None:
     """A level is a probability strictly between 0 and 1."""
     with pytest.raises(RunError, match=f"level must lie in .0, 1., got {level}; write 90 % as 0.9"):
         sums.interval(level)
+    with pytest.raises(RunError, match=f"level must lie in .0, 1., got {level}; write 90 % as 0.9"):
+        sums.mean_interval(level)

@@ -36,6 +36,7 @@ def make_case() -> MakeCase:
             counts=torch.poisson(torch.full((4, 5), 2.0)),
             spot_section=torch.tensor([0, 0, 1, 1]),
             occluded=torch.rand(2, 1, 8, 8) < 0.2,
+            share=torch.ones(4),
         )
         return network, batch
 

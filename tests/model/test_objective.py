@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyro
 import pytest
 import torch
@@ -131,9 +133,8 @@ def test_an_unknown_condition_is_a_latent_one_hot(make_case):
 def test_a_batch_without_spots_is_legal(make_case):
     """No spots leave the image's part and both divergences."""
     network, batch = make_case()
-    empty = type(batch)(
-        batch.image, torch.zeros_like(batch.label), torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), batch.occluded
-    )
+    nothing = {"counts": torch.zeros(0, 5), "spot_section": torch.zeros(0, dtype=torch.int64), "share": torch.zeros(0)}
+    empty = replace(batch, label=torch.zeros_like(batch.label), **nothing)
     out = network(empty.image, empty)
     assert float(out["expression"]) == 0.0
     assert torch.isfinite(out["loss"])
@@ -154,7 +155,7 @@ def test_occluded_pixels_say_nothing(make_case):
     network, batch = make_case()
     network.eval()
     model, guide = network.generative, network.guide
-    hidden = type(batch)(batch.image, batch.label, batch.counts, batch.spot_section, torch.ones_like(batch.occluded))
+    hidden = replace(batch, occluded=torch.ones_like(batch.occluded))
     traced = poutine.trace(poutine.replay(model, poutine.trace(guide).get_trace(hidden, 7, model))).get_trace(hidden, 7)
     traced.compute_log_prob()
     assert float(traced.nodes["image"]["log_prob_sum"].detach()) == 0.0

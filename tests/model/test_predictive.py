@@ -133,6 +133,18 @@ def test_quantiles_are_the_least_counts_that_reach_the_probability():
     np.testing.assert_array_equal(single, nbinom.ppf(0.3, total_count[0], 1 / (1 + np.exp(logits[0]))))
 
 
+@pytest.mark.parametrize("mean", [1e-6, 0.3, 5.0, 20.0, 31.0, 33.0, 400.0, 1e5])
+def test_quantiles_of_any_size_are_those_of_scipy(mean):
+    """Small counts, which are added up, and large ones, which are bisected, meet without a seam."""
+    rng = np.random.default_rng(8)
+    total_count, logits = rng.gamma(3.0, mean / 3, (3, 40, 2)), rng.normal(0.0, 0.3, (3, 1, 2))
+    q = (0.001, 0.05, 0.5, 0.95, 0.999)
+    for x, wanted in zip(nb_quantiles(total_count, logits, q), q, strict=True):
+        assert (plain_cdf(x, total_count, logits) >= wanted - 1e-12).all()
+        assert (plain_cdf(x - 1, total_count, logits) < wanted + 1e-12).all()
+    assert nb_quantiles(total_count[:, :0], logits, q).shape == (5, 0, 2)
+
+
 def test_parameters_must_fit_the_counts():
     """Samples of other spots, no samples, and logits without the axis of spots raise."""
     x = np.zeros((3, 2))

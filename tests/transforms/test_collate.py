@@ -19,6 +19,7 @@ def patch(n_spots: int, section: int, *, size: int = 6, n_genes: int = 3) -> dic
         Key.IMAGE: torch.rand(3, size, size, generator=generator),
         Key.LABEL: torch.randint(0, n_spots + 1, (1, size, size), generator=generator),
         Key.COUNTS: torch.rand(n_spots, n_genes, generator=generator),
+        Key.SHARE: torch.rand(n_spots, generator=generator),
         Key.OCCLUDED: torch.rand(1, size, size, generator=generator) > 0.5,
         Key.SECTION: section,
     }
@@ -36,6 +37,7 @@ def test_a_batch_can_be_taken_apart_again():
         assert torch.equal(batch[Key.OCCLUDED][index], one[Key.OCCLUDED])
         assert torch.equal((label - first).clamp_min(0), one[Key.LABEL][0])
         assert torch.equal(batch[Key.COUNTS][first : first + n_spots], one[Key.COUNTS])
+        assert torch.equal(batch[Key.SHARE][first : first + n_spots], one[Key.SHARE])
         assert batch[Key.SPOT_SECTION][first : first + n_spots].tolist() == [one[Key.SECTION]] * n_spots
         first += n_spots
     assert batch[Key.COUNTS].shape == (first, 3)

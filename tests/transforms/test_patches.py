@@ -211,6 +211,7 @@ def test_patches_have_the_types_the_network_takes(make_source, seed: int):
         Key.LABEL: ((1, SIZE, SIZE), torch.int64),
         Key.OCCLUDED: ((1, SIZE, SIZE), torch.bool),
         Key.COUNTS: ((n_spots, 4), torch.float32),
+        Key.SHARE: ((n_spots,), torch.float32),
         PatchKey.SPOT_IDS: ((n_spots,), torch.int64),
     }
     for key, (shape, dtype) in kinds.items():

@@ -57,6 +57,8 @@ def test_a_source_is_independent_of_the_arrays_it_was_built_from():
         ({"label": np.full((4, 5), -1)}, r"got -1 \.\.\. -1"),
         ({"tissue": np.zeros((4, 5), np.uint8)}, "tissue must be bool, got uint8"),
         ({"tissue": np.zeros((5, 4), bool)}, r"must share \(H, W\), got \(4, 5\), \(4, 5\) and \(5, 4\)"),
+        ({"share": np.ones(3)}, r"share must be \(S \+ 1,\) in 0 \.\.\. 1 for counts .* got \(3,\)"),
+        ({"share": np.full(4, 1.5)}, r"share must be \(S \+ 1,\) in 0 \.\.\. 1"),
         ({"counts": np.zeros((3, 7))}, r"scipy sparse matrix \(S, G\), got ndarray"),
     ],
 )

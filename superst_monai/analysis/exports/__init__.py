@@ -1,0 +1,1 @@
+"""Predictions in the formats of other programs: images with a pyramid, tables, and outlines with measurements."""

@@ -1,0 +1,278 @@
+"""Fit the field of a measured section under a trained run: network and metagenes stay, the counts round a pixel speak.
+
+The run says what the image explains; the field u of `model/field.py` is what is left over. Pixel p of the section gets
+the activity softmax_k(log a_kp + u_kp) and the scale s_p exp(u_{K+1,p}), with a and s those of the network, and the
+gene effects beta and gamma of the section are fitted with it. Network and metagenes are frozen, so histology alone
+predicts as before, whatever fields a run has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from superst_monai.data.section import Section
+from superst_monai.errors import RunError
+from superst_monai.inference.canvas import Canvas, canvas_of
+from superst_monai.inference.posterior import ORIENTATIONS, halo_of, orient, orient_back
+from superst_monai.inference.rates import RateSamples, choose_conditions, mean_rates
+from superst_monai.inference.run import Run
+from superst_monai.inference.tiles import tissue_tiles
+from superst_monai.model.field import FieldGrid, field_divergence
+from superst_monai.model.likelihood import spot_log_prob, sum_over_spots
+from superst_monai.model.objective import FusionVAE
+from superst_monai.transforms.labels import spot_labels
+from superst_monai.transforms.tissue import find_tissue
+
+Floats = NDArray[np.float32]
+Show = Callable[[float, float], None]
+_FIELD_STREAM = 2  # spawn key beside those of z and the global variables
+EFFECT_SD = 0.5
+"""Prior standard deviation of a gene's effects on a section, log rate and logit."""
+
+
+@dataclass(frozen=True, eq=False)
+class SectionField:
+    """Posterior of the field and the gene effects of one section.
+
+    Attributes:
+        grid: of the nodes.
+        mean: `(K + 1, height, width)`.
+        sd: the same shape.
+        log_precision: log tau of each channel `(K + 1,)`.
+        rate_effect: beta_g `(G,)`, added to the log rates that the run has under the section's conditions.
+        logit_effect: gamma_g `(G,)`.
+    """
+
+    grid: FieldGrid
+    mean: Floats
+    sd: Floats
+    log_precision: Floats
+    rate_effect: Floats
+    logit_effect: Floats
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything as tensors."""
+        numbers = {f"grid.{name}": torch.tensor(value) for name, value in asdict(self.grid).items()}
+        names = ("mean", "sd", "log_precision", "rate_effect", "logit_effect")
+        return numbers | {name: torch.from_numpy(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor]) -> SectionField:
+        """Undo `state_dict`."""
+        numbers: dict[str, Any] = {name[5:]: v.item() for name, v in state.items() if name.startswith("grid.")}
+        grid = FieldGrid(**numbers)
+        return cls(grid, **{name: value.numpy() for name, value in state.items() if not name.startswith("grid.")})
+
+
+class FieldDraws:
+    """Samples of a field, as `predict` lays them over the samples of a slide.
+
+    Args:
+        field: of the section that is predicted.
+        samples: N.
+        seed: sample n of a seed is the same whatever N.
+        mpp: um per pixel of the map.
+    """
+
+    def __init__(self, field: SectionField, *, samples: int, seed: int, mpp: float) -> None:
+        self.field = field
+        self.mpp = mpp
+        streams = (
+            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(n, _FIELD_STREAM))) for n in range(samples)
+        )
+        self._nodes = [field.mean + field.sd * rng.standard_normal(field.mean.shape, np.float32) for rng in streams]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the field's mean, which tells two fits apart."""
+        return hashlib.sha256(self.field.mean.tobytes()).hexdigest()
+
+    def over(self, n: int, scaled: Floats, *, row: int, col: int) -> Floats:
+        """Sample n of the field over a box of a map.
+
+        Args:
+            n: number of the sample.
+            scaled: scaled activity of the box `(K, h, w)` [1/px].
+            row: first row of the box in the map [px].
+            col: first column.
+
+        Returns:
+            Scaled activity under the field `(K, h, w)`.
+        """
+        y_um, x_um = (
+            (np.arange(k) + first + 0.5) * self.mpp for k, first in zip(scaled.shape[1:], (row, col), strict=True)
+        )
+        field = self.field.grid.on_raster(torch.from_numpy(self._nodes[n]), x_um, y_um)  # (K + 1, h, w)
+        tilted = modulate(torch.from_numpy(scaled).movedim(0, -1), field.movedim(0, -1))
+        return tilted.movedim(-1, 0).numpy()
+
+    def effects(self, rates: RateSamples) -> RateSamples:
+        """Rates with the gene effects of the section."""
+        log_rate, logit = rates.log_rate + self.field.rate_effect, rates.logit + self.field.logit_effect
+        return replace(rates, log_rate=log_rate, logit=logit)
+
+
+def modulate(scaled: Tensor, field: Tensor) -> Tensor:
+    """Scaled activity of pixels after a field.
+
+    With A_k = s a_k it is s exp(u_{K+1}) softmax_k(log a_k + u_k); a metagene without activity stays without.
+
+    Args:
+        scaled: A `(..., K)` [1/px].
+        field: u `(..., K + 1)`.
+    """
+    tilted = scaled * (field[..., :-1] - field[..., :-1].amax(dim=-1, keepdim=True)).exp()
+    size = scaled.sum(dim=-1, keepdim=True) * field[..., -1:].exp()
+    return tilted * (size / tilted.sum(dim=-1, keepdim=True).clamp_min(1e-30))
+
+
+def fit_field(
+    run: Run,
+    section: Section,
+    *,
+    conditions: dict[str, str] | None = None,
+    keep: NDArray[np.bool_] | None = None,
+    steps: int = 300,
+    learning_rate: float = 0.05,
+    seed: int = 0,
+    show: Show | None = None,
+) -> SectionField:
+    """Fit field and gene effects of a measured section, by stochastic variational inference on all its spots at once.
+
+    Args:
+        run: of `load_run`.
+        section: with counts, at the run's resolution or finer.
+        conditions: level of covariates, as in `predict`.
+        keep: spots whose counts are used `(S,)`; None takes all.
+        steps: optimisation steps.
+        learning_rate: of Adam, falling to zero by a half cosine.
+        seed: of the noise.
+        show: called after each step with the share done and the seconds spent.
+
+    Raises:
+        RunError: the section has no counts, no gene of the run, or no spot to fit.
+        ResolutionError: the section is coarser than the run.
+    """
+    counts, genes = _counts_of(run, section, keep)
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    canvas = canvas_of(section, run.mpp, find_tissue)
+    pixels = spot_pixels(run.network, section, canvas)
+    log_rate, logit = (
+        torch.from_numpy(part) for part in mean_rates(run.network, choose_conditions(run, section, conditions))
+    )
+    grid = FieldGrid.over_spots(*(section.spots[name].to_numpy(np.float64) for name in ("x_um", "y_um")))
+    weights = grid.weights(pixels.x_um, pixels.y_um)
+    shape = (run.network.arch.n_metagenes + 1, grid.height, grid.width)
+    mean = torch.zeros(shape, requires_grad=True)
+    log_sd = torch.full(shape, -1.5, requires_grad=True)
+    log_precision = torch.full((shape[0],), 1.0, requires_grad=True)
+    beta, gamma = (torch.zeros(len(genes), requires_grad=True) for _ in range(2))
+    parameters = [mean, log_sd, log_precision, beta, gamma]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    n_spots = counts.shape[0]
+    used = torch.from_numpy(np.unique(counts.indices()[0].numpy() if keep is None else np.flatnonzero(keep)))
+    for step in range(steps):
+        field = mean + log_sd.exp() * torch.randn(shape)
+        at_pixels = torch.sparse.mm(weights, field.flatten(1).T)  # (P, K + 1)
+        scaled = modulate(pixels.scaled, at_pixels)
+        size = sum_over_spots(scaled, torch.ones(len(scaled), 1), pixels.spot, n_spots=n_spots)
+        rate = (log_rate[:, genes] + beta).exp()  # (K, G)
+        mass = spot_log_prob(counts, size, rate, logit[genes] + gamma)
+        prior = (beta.square().sum() + gamma.square().sum()) / (2 * EFFECT_SD**2)
+        loss = field_divergence(mean, log_sd, log_precision, grid) + prior - mass[used].sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if show is not None:
+            show((step + 1) / steps, time.monotonic() - started)
+    effects = np.zeros((2, run.network.arch.n_genes), np.float32)
+    effects[:, genes.numpy()] = np.stack([beta.detach().numpy(), gamma.detach().numpy()])
+    found = (mean.detach().numpy(), log_sd.detach().exp().numpy(), log_precision.detach().numpy())
+    return SectionField(grid, *found, *effects)
+
+
+@dataclass(frozen=True, eq=False)
+class SpotPixels:
+    """What the network says of the pixels of a section's spots.
+
+    Attributes:
+        scaled: geometric mean over the orientations of the scaled activity `(P, K)` [1/px].
+        spot: spot of each pixel `(P,)` int64, from 1.
+        x_um: of the pixels' centres `(P,)`.
+        y_um: the same.
+    """
+
+    scaled: Tensor
+    spot: Tensor
+    x_um: NDArray[np.float64]
+    y_um: NDArray[np.float64]
+
+
+def spot_pixels(network: FusionVAE, section: Section, canvas: Canvas, *, tile_px: int = 256) -> SpotPixels:
+    """Run the network, at the posterior mean of z, over the tiles of a section and keep the pixels of its spots."""
+    label = spot_labels(section.at(canvas.mpp))
+    label = np.where(label > section.n_spots, 0, label)
+    edge, multiple = halo_of(network.arch.depth).whole, 2 ** (network.arch.depth - 1)
+    device = next(network.parameters()).device
+    found: list[Tensor] = []
+    places: list[tuple[NDArray[np.int64], ...]] = []
+    for tile in tissue_tiles(label > 0, tile_px):
+        row, col = np.nonzero(label[tile.row : tile.row + tile.height, tile.col : tile.col + tile.width])
+        whole = tile._replace(
+            height=-(-tile.height // multiple) * multiple, width=-(-tile.width // multiple) * multiple
+        )
+        image = canvas.image(whole.grown(edge)).to(device)
+        logs = torch.zeros(())
+        with torch.inference_mode():
+            for turn in range(ORIENTATIONS):
+                seen = orient(image, turn)[None].contiguous(memory_format=torch.channels_last)
+                scaled = orient_back(network(seen)[0], turn)[:, edge:, edge:][:, row, col]  # (K, P)
+                logs = logs + scaled.clamp_min(1e-30).log().cpu() / ORIENTATIONS
+        found.append(logs.exp().T)
+        places.append((row + tile.row, col + tile.col))
+    row, col = (np.concatenate(part) for part in zip(*places, strict=True))
+    spot = torch.from_numpy(label[row, col].astype(np.int64))
+    x_um, y_um = (np.asarray(part + 0.5, np.float64) * canvas.mpp for part in (col, row))
+    return SpotPixels(torch.cat(found), spot, x_um, y_um)
+
+
+def _counts_of(run: Run, section: Section, keep: NDArray[np.bool_] | None) -> tuple[Tensor, Tensor]:
+    """Counts of the section's genes that the run has `(S, G')`, sparse, and their places in the run `(G',)`."""
+    if not section.has_counts:
+        raise RunError(
+            f"a field is fitted to counts, but {section.name} holds a slide alone; predict it without a field."
+        )
+    at = section.genes.index.get_indexer(pd.Index(run.genes))
+    genes = np.flatnonzero(at >= 0)
+    if not len(genes):
+        raise RunError(
+            f"{section.name} must share genes with the run, but none of its {section.n_genes} is among the run's "
+            f"{len(run.genes)} ({run.genes[0]}, ...); check that both use symbols, or both ids."
+        )
+    table = section.counts[:, at[genes]].tocoo()
+    table.eliminate_zeros()
+    if keep is not None:
+        if keep.shape != (section.n_spots,) or not keep.any():
+            raise RunError(f"keep must choose among {section.n_spots} spots, got {int(keep.sum())} of {keep.shape}.")
+        chosen = keep[table.row]
+        table.row, table.col, table.data = table.row[chosen], table.col[chosen], table.data[chosen]
+    if not len(table.data):
+        raise RunError(f"a field needs UMIs of the run's genes, but the spots of {section.name} hold none.")
+    place = torch.from_numpy(np.stack([table.row, table.col]).astype(np.int64))
+    data = torch.from_numpy(table.data.astype(np.float32))
+    return torch.sparse_coo_tensor(
+        place, data, (section.n_spots, len(genes)), check_invariants=False
+    ).coalesce(), torch.from_numpy(genes)
