@@ -1,9 +1,9 @@
 """Benchmark of super-resolution: spots withheld from a measured section, predicted by interpolation, image and both.
 
-    python benchmarks/super_resolution.py brca=A1.zarr C3=C3.zarr --out OUT --minutes 3 --folds 5
+    python benchmarks/super_resolution.py brca C3 MOB1 --data DATA --out OUT --minutes 3 --folds 5
 
-Each section is cut into folds of whole spots. For each fold the network is trained on the other spots alone, the field
-is fitted to them, and the withheld spots are predicted:
+Each section (of those in docs/benchmarks.md) is prepared and cut into folds of whole spots. For each fold the network
+is trained on the other spots alone, the field is fitted to them, and the withheld spots are predicted:
 
 - linear interpolation between the training spots (nearest beyond their hull);
 - ridge regression of log-normalised counts on the stains round the spot, smoothed at several scales;
@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from real_sections import CASES, CHECKOUT, run_stage
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from scipy.ndimage import gaussian_filter
 from scipy.stats import nbinom
@@ -52,6 +53,7 @@ from superst_monai.transforms.tissue import find_tissue
 Floats = NDArray[np.float64]
 SCALES_UM = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 TOP = 100
+SECTIONS = {"brca": "visium_brca", "C3": "her2st", "MOB1": "mob"}
 
 
 def subset(section: Section, keep: NDArray[np.bool_]) -> Section:
@@ -184,17 +186,23 @@ def judge(name: str, section: Section, *, minutes: float, folds: int, seed: int)
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="+", metavar="NAME=SECTION.zarr")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "sections", nargs="*", choices=[[], *SECTIONS], metavar="SECTION", help=f"of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data", help="folder of the data")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "super_resolution", help="folder to write")
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     table = {}
-    for pair in given.sections:
-        name, path = pair.split("=", 1)
-        section = read_section(path)
+    for name in given.sections or SECTIONS:
+        store = given.out / f"{name}.zarr"
+        if not store.exists():
+            words = CASES[SECTIONS[name]].prepare(given.data, name)
+            run_stage(given.out, f"prepare_{name}", ["prepare", *words, "--out", str(store), "--name", name])
+        section = read_section(store)
         table[name] = judge(name, section, minutes=given.minutes, folds=given.folds, seed=given.seed)
         for method, scores in table[name].items():
             print(

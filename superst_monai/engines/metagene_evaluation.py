@@ -125,7 +125,7 @@ class MetageneEvaluation:
         """Loss without each set `(M,)` [nat/spot] and size of each metagene `(K,)`; None without any spot."""
         found = torch.zeros(len(removed) + removed.shape[1] + 1, dtype=torch.float64, device=removed.device)
         for batch in self._batches(str(removed.device), alone=alone):
-            n_spots = (batch.counts.sum(dim=1) > 0).sum()[None]  # the support outside the tissue is none
+            n_spots = (batch.counts.sum(dim=1).to_dense() > 0).sum()[None]  # the support outside the tissue is none
             found += torch.cat([*removal_losses(network, batch, removed), n_spots])
         total = found.cpu() if alone else of_all(found[None].cpu()).sum(dim=0)
         loss, size, n = np.split(total.numpy(), [len(removed), -1])

@@ -36,7 +36,7 @@ class Replica(nn.Module):
         if not len(batch.counts):
             batch = replace(
                 batch,
-                counts=batch.counts.new_zeros(1, batch.counts.shape[1]),
+                counts=batch.share.new_zeros(1, batch.counts.shape[1]).to_sparse(),
                 spot_section=batch.spot_section.new_zeros(1),
                 share=batch.share.new_ones(1),
             )

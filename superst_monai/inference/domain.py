@@ -19,7 +19,7 @@ from superst_monai.inference.tiles import Part
 from superst_monai.model.domain import Domain, block_statistics
 
 WARN_SHARE = 0.1
-"""Share of the tissue beyond the 99th percentile of the training above which a slide is called out of domain."""
+"""Share of the tissue beyond the 99th percentile of the training above which that part is called out of domain."""
 
 
 def read_domain(run: Run) -> Domain | None:
@@ -92,6 +92,6 @@ def in_words(summary: dict[str, Any]) -> str:
     if share <= WARN_SHARE:
         return f"{said}: in domain"
     return (
-        f"{said}: out of domain, so that the prediction is an extrapolation there. Check stain, focus, scanner, "
+        f"{said}: that part is out of domain, and its prediction an extrapolation. Check stain, focus, scanner, "
         "resolution and organ; image `domain` of the store shows where"
     )

@@ -1,4 +1,4 @@
-"""The fields of a run folder: one file a section, known again by the counts of the section and the weights of the run."""
+"""The fields of a run folder: one file a section, known again by its counts and by the weights of the run."""
 
 from __future__ import annotations
 

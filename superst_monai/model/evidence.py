@@ -22,7 +22,7 @@ def spot_log_likelihood(network: FusionVAE, batch: Batch) -> Tensor:
     """
     n_spots = batch.counts.shape[0]
     if not n_spots:
-        return batch.counts.new_zeros(0)
+        return batch.share.new_zeros(0)
     guide = poutine.trace(network.guide).get_trace(batch, network.n_patches, network.generative)
     model = poutine.trace(poutine.replay(network.generative, trace=guide)).get_trace(batch, network.n_patches)
     model.compute_log_prob(lambda name, _: name == Site.COUNTS)

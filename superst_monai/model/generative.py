@@ -56,7 +56,7 @@ class Batch:
 
     image: Tensor  # (B, 3, H, W)
     label: Tensor  # (B, H, W) int64
-    counts: Tensor  # (S, G)
+    counts: Tensor  # (S, G), sparse COO or dense
     spot_section: Tensor  # (S,) int64
     occluded: Tensor  # (B, 1, H, W) bool
     share: Tensor  # (S,) share of the spot's UMIs that the counts hold
@@ -110,7 +110,7 @@ class SpotCounts(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability [nat] of the counts `(S, G)`, sparse or dense, of each spot `(S,)`, section by section."""
-        value = (value if value.is_sparse else value.to_sparse()).coalesce()
+        value = as_sparse(value)
         rows, found = [], []
         for n in sorted(set(self.section.tolist())):
             row = (self.section == n).nonzero().squeeze(1)
@@ -124,6 +124,11 @@ class SpotCounts(TorchDistribution):
         """Counts `(..., S, G)` drawn as a gamma mixture of Poisson laws."""
         rate = torch.distributions.Gamma(self.total_count.clamp_min(TINY), (-self.logits).exp()[self.section])
         return torch.poisson(rate.sample(torch.Size(sample_shape)))
+
+
+def as_sparse(counts: Tensor) -> Tensor:
+    """Counts as a coalesced COO tensor, without copies if they are one."""
+    return (counts if counts.is_sparse else counts.to_sparse()).coalesce()
 
 
 class GenerativeModel(nn.Module):

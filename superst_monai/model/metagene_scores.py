@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from superst_monai.errors import RunError
-from superst_monai.model.generative import Batch
+from superst_monai.model.generative import Batch, as_sparse
 from superst_monai.model.guide import MeanField
 from superst_monai.model.likelihood import TINY
 from superst_monai.model.objective import FusionVAE
@@ -93,8 +93,8 @@ def _log_likelihoods(network: FusionVAE, batch: Batch, size: Tensor) -> Tensor:
     fold, section = network.guide.profile.mean.exp().T.contiguous(), batch.spot_section  # (G, K)
     failed = (log_rate.exp() * F.logsigmoid(-logit)).double() @ fold.double()  # (N, K)
     found = (size * failed[section][:, None]).sum(dim=(0, 2))  # (M,)
-    spot, gene = batch.counts.nonzero(as_tuple=True)
-    x = batch.counts.flatten().index_select(0, spot * len(fold) + gene)
+    counts = as_sparse(batch.counts)
+    (spot, gene), x = counts.indices(), counts.values()
     rate = log_rate.exp().flatten().index_select(0, section[spot] * len(fold) + gene)
     single = size.to(fold.dtype).mT.contiguous()  # (S, K, M)
     kind = x.clamp_max(MOST_FACTORS + 1).to(torch.uint8)

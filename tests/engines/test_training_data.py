@@ -106,7 +106,8 @@ def test_validation_scores_both_kinds_in_one_pass(make_section):
     samples = list(data.validation_set())
     assert len(samples) == len(data.held_out[0])
     hidden = {tuple(row) for row in data.counts[0][np.concatenate(data.held_out[0])].toarray()}
-    seen, shares = (torch.cat([sample[key] for sample in samples]) for key in (Key.COUNTS, Key.SHARE))
+    seen = torch.cat([sample[Key.COUNTS] for sample in samples]).to_dense()
+    shares = torch.cat([sample[Key.SHARE] for sample in samples])
     assert {tuple(row) for row in seen[shares == 1].tolist()} == hidden
     aside = {tuple(row) for row in data._split[1][0][data.training_spots[0]].toarray()}
     assert {tuple(row) for row in seen[shares == torch.tensor(0.05)].tolist()} <= aside

@@ -18,7 +18,7 @@ def patch(n_spots: int, section: int, *, size: int = 6, n_genes: int = 3) -> dic
     return {
         Key.IMAGE: torch.rand(3, size, size, generator=generator),
         Key.LABEL: torch.randint(0, n_spots + 1, (1, size, size), generator=generator),
-        Key.COUNTS: torch.rand(n_spots, n_genes, generator=generator),
+        Key.COUNTS: torch.rand(n_spots, n_genes, generator=generator).to_sparse(),
         Key.SHARE: torch.rand(n_spots, generator=generator),
         Key.OCCLUDED: torch.rand(1, size, size, generator=generator) > 0.5,
         Key.SECTION: section,
@@ -36,7 +36,7 @@ def test_a_batch_can_be_taken_apart_again():
         assert torch.equal(batch[Key.IMAGE][index], one[Key.IMAGE])
         assert torch.equal(batch[Key.OCCLUDED][index], one[Key.OCCLUDED])
         assert torch.equal((label - first).clamp_min(0), one[Key.LABEL][0])
-        assert torch.equal(batch[Key.COUNTS][first : first + n_spots], one[Key.COUNTS])
+        assert torch.equal(batch[Key.COUNTS].to_dense()[first : first + n_spots], one[Key.COUNTS].to_dense())
         assert torch.equal(batch[Key.SHARE][first : first + n_spots], one[Key.SHARE])
         assert batch[Key.SPOT_SECTION][first : first + n_spots].tolist() == [one[Key.SECTION]] * n_spots
         first += n_spots
@@ -51,8 +51,8 @@ def test_every_pixel_finds_the_counts_of_its_own_patch():
     batch = collate_patches(patches)
     none = torch.zeros(1, 3)
     for index, one in enumerate(patches):
-        expected = torch.cat([none, one[Key.COUNTS]])[one[Key.LABEL][0]]
-        assert torch.equal(torch.cat([none, batch[Key.COUNTS]])[batch[Key.LABEL][index]], expected)
+        expected = torch.cat([none, one[Key.COUNTS].to_dense()])[one[Key.LABEL][0]]
+        assert torch.equal(torch.cat([none, batch[Key.COUNTS].to_dense()])[batch[Key.LABEL][index]], expected)
 
 
 def test_a_batch_without_spots_is_legal():

@@ -29,7 +29,7 @@ def dataset(make_source) -> PatchDataset:
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two samples or batches agree to the bit in every entry."""
     return one.keys() == other.keys() and all(
-        torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in one
+        torch.equal(*(torch.as_tensor(each[key]).to_dense() for each in (one, other))) for key in one
     )
 
 
