@@ -156,7 +156,8 @@ def of_umis_set_aside(output: Mapping[str, Any]) -> Tensor:
     loglik: Tensor = output["pred"]["loglik"]
     share = output["pred"]["share"]
     some = (share > 0) & (share < 1)
-    return loglik[some] / share[some]
+    found: Tensor = loglik[some] / share[some]
+    return found
 
 
 class MetricsLog:

@@ -14,7 +14,7 @@ from torch import Tensor
 from superst_monai.transforms.sources import PatchKey, PatchSource, check_sources, renumber
 from superst_monai.types import Key
 
-torch.sparse.check_sparse_tensor_invariants.disable()  # counts are right by construction; undecided, torch warns
+torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # undecided, torch warns
 MARGIN = 1  # pixels kept round a patch while it is cut and warped: a spot that shows there goes on beyond the patch
 IMAGE_RANGE = 0.9  # an image is scaled from [0, 1] to [-0.9, 0.9]
 

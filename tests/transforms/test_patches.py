@@ -18,7 +18,8 @@ from superst_monai.types import Key
 
 SIZE = 96
 NO_COLOUR: dict[str, Any] = {"stain": 0.0, "stain_shift": 0.0, "tint": 0.0, "brightness": 0.0, "contrast": 0.0}
-NO_WARP: dict[str, Any] = {"rotate_deg": 0.0, "scale": 0.0, "shear_deg": 0.0, "flip_prob": 0.0}
+NO_WARP: dict[str, Any] = {"turn_prob": 0.0, "flip_prob": 0.0}
+WARP: dict[str, Any] = {"rotate_deg": 180.0, "scale": 0.05, "shear_deg": 10.0}
 
 
 def warp_of(chain: Compose) -> np.ndarray:
@@ -51,7 +52,7 @@ def full_areas(source: PatchSource) -> np.ndarray:
 def test_counts_image_and_label_tell_the_same_spot(make_source, seed: int):
     """After any warp each label's counts, colour and listed id are those of one and the same spot."""
     source = make_source()
-    patch = training_chain([source], size=SIZE, **NO_COLOUR).set_random_state(seed=seed)({Key.SECTION: 0})
+    patch = training_chain([source], size=SIZE, **WARP, **NO_COLOUR).set_random_state(seed=seed)({Key.SECTION: 0})
     label, ids = patch[Key.LABEL][0], patch[PatchKey.SPOT_IDS]
     spots = ids[ids < source.outside]
     assert len(spots) >= 2
@@ -69,7 +70,7 @@ def test_counts_image_and_label_tell_the_same_spot(make_source, seed: int):
 def test_kept_spots_are_whole(make_source, seed: int):
     """Every kept spot has the area it has on the slide times the determinant of the warp, to 10 %."""
     source = make_source()
-    chain = training_chain([source], size=SIZE).set_random_state(seed=seed)
+    chain = training_chain([source], size=SIZE, **WARP).set_random_state(seed=seed)
     patch = chain({Key.SECTION: 0})
     spots = patch[PatchKey.SPOT_IDS][patch[PatchKey.SPOT_IDS] < source.outside]
     areas = torch.bincount(patch[Key.LABEL].flatten(), minlength=len(spots) + 1)[1 : len(spots) + 1]
@@ -189,6 +190,32 @@ def test_flips_mirror_image_and_label_alike(make_source):
     torch.testing.assert_close(flipped[Key.IMAGE], plain[Key.IMAGE].flip(-1, -2), atol=1e-4, rtol=0)
     assert torch.equal(flipped[Key.LABEL], plain[Key.LABEL].flip(-1, -2))
     assert torch.equal(flipped[Key.COUNTS].to_dense(), plain[Key.COUNTS].to_dense())
+
+
+def test_the_default_warp_moves_pixels_and_changes_none(make_source):
+    """Over some seeds each of the eight turns of the plain crop occurs, to the bit in colours and labels."""
+    source, seen = make_source(), set()
+    for seed in range(60):
+        turned, plain = (
+            training_chain([source], size=64, **amplitudes, **NO_COLOUR).set_random_state(seed=seed)
+            for amplitudes in ({}, NO_WARP)
+        )
+        patch, crop = turned({Key.SECTION: 0}), plain({Key.SECTION: 0})
+        found = [
+            (turn, mirrored)
+            for turn in range(4)
+            for mirrored in (False, True)
+            if torch.equal(_turned(crop[Key.IMAGE], turn, mirrored), patch[Key.IMAGE])
+            and torch.equal(_turned(crop[Key.LABEL], turn, mirrored) > 0, patch[Key.LABEL] > 0)
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) == 8
+
+
+def _turned(x: torch.Tensor, turn: int, mirrored: bool) -> torch.Tensor:
+    turned = torch.rot90(x, turn, (1, 2))
+    return turned.flip(2) if mirrored else turned
 
 
 def test_a_validation_patch_is_a_crop(make_source):
