@@ -27,7 +27,7 @@ from superst_monai.types import Key
 SCORE = "val_loglik_per_spot"
 """Name of the score of withheld spots: their log-likelihood, per spot [nat], higher is better."""
 UMI_SCORE = "val_loglik_umis_per_spot"
-"""Name of the score of training spots: log-likelihood per spot of the UMIs set aside, over their share [nat]."""
+"""Name of the score of training spots: log-likelihood of the UMIs that were set aside, per spot [nat]."""
 
 
 def output_of(engine: Engine) -> dict[str, Any]:
@@ -152,12 +152,10 @@ def of_withheld_spots(output: Mapping[str, Any]) -> Tensor:
 
 
 def of_umis_set_aside(output: Mapping[str, Any]) -> Tensor:
-    """Log-likelihoods of the spots with a part of their UMIs in an evaluator's output, over that part."""
+    """Log-likelihoods of the spots with a part of their UMIs in an evaluator's output."""
     loglik: Tensor = output["pred"]["loglik"]
     share = output["pred"]["share"]
-    some = (share > 0) & (share < 1)
-    found: Tensor = loglik[some] / share[some]
-    return found
+    return loglik[(share > 0) & (share < 1)]
 
 
 class MetricsLog:

@@ -148,10 +148,7 @@ class LastWeights:
 
 
 def score_of(engine: Engine) -> float:
-    """Score of an evaluator's run that decides: the mean of that of withheld spots and of UMIs set aside, or the one.
-
-    A few withheld spots alone tell more of the places that they happen to lie in than of the model; UMIs set aside
-    tell of all places, but not of new ones. Both are nats of a whole spot.
+    """Score of an evaluator's run that decides: that of the withheld spots, without any that of the UMIs set aside.
 
     Raises:
         TrainingError: neither is a number.
@@ -164,7 +161,7 @@ def score_of(engine: Engine) -> float:
             f"{engine.state.epoch}: no held-out spot lies whole in a validation patch, or the network's answer is no "
             "number; pass a larger --patch, or train without validation (val_share 0 and val_umis 0)."
         )
-    return sum(found) / len(found)
+    return found[0]
 
 
 def held_out_metric() -> dict[str, SpotScore]:
