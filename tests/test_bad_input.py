@@ -44,7 +44,7 @@ def refused(*words: object) -> str:
     assert "Traceback" not in done.output
     before, *messages = done.stderr.split("superst: ")
     assert len(messages) == 1, done.stderr
-    assert all(re.match(r"(training|predicting): +\d+ %", line) for line in before.splitlines()), before
+    assert all(re.match(r"(training|fitting fields|predicting): +\d+ %|note: ", line) for line in before.splitlines()), before
     return str(messages[0])
 
 

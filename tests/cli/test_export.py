@@ -19,7 +19,7 @@ def calls(stand_in: StandIn) -> list[tuple[Any, dict[str, Any]]]:
 
     def export(*args: Any, **options: Any) -> list[str]:
         options.pop("show")(1.0, 2.0)
-        assert options.pop("command").startswith("superst ")
+        assert options.pop("command").startswith("superst")
         seen.append((args, options))
         return ["cells: 1 of 3 lie off the slide"]
 

@@ -76,7 +76,7 @@ def some_without_spots(get: Callable[[Any, int], dict[str, Any]]) -> Callable[[A
     def item(self: Any, index: int) -> dict[str, Any]:
         patch = get(self, index)
         if index in (5, 7, 8, 9, 10, 11):
-            patch |= {"counts": patch["counts"][:0], "share": patch["share"][:0]}
+            patch |= {"counts": patch["counts"].to_dense()[:0].to_sparse(), "share": patch["share"][:0]}
             patch["label"] = torch.zeros_like(patch["label"])
         return patch
 
