@@ -44,7 +44,9 @@ def refused(*words: object) -> str:
     assert "Traceback" not in done.output
     before, *messages = done.stderr.split("superst: ")
     assert len(messages) == 1, done.stderr
-    assert all(re.match(r"(training|fitting fields|predicting): +\d+ %|note: ", line) for line in before.splitlines()), before
+    assert all(
+        re.match(r"(training|fitting fields|predicting): +\d+ %|note: ", line) for line in before.splitlines()
+    ), before
     return str(messages[0])
 
 
@@ -321,7 +323,6 @@ def files(folder: Path) -> dict[str, bytes]:
         ("section", "tables/counts/X/data/c/0"),
         ("maps", "tables/metagenes/X/c/0/0"),
         ("maps", "posterior/activity/c/1/0/0/0"),
-        ("maps", "posterior/computed/c/0/0"),
     ],
 )
 def test_a_full_disk_leaves_nothing_behind(
@@ -350,6 +351,32 @@ def test_a_full_disk_leaves_nothing_behind(
     assert full in refused(*words[what], "--overwrite")
     assert list(tmp_path.iterdir()) == [out]
     assert files(out) == files(work / "coarse.zarr")
+
+
+def test_a_full_disk_keeps_the_tiles_that_are_finished(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the space runs out after a tile, the message says what is kept, and --resume ends it."""
+    import zarr.storage._local as local
+
+    put = local._put
+
+    def fill(path: Path, *rest: Any, **more: Any) -> Any:
+        if str(path).endswith("posterior/computed/c/0/0"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return put(path, *rest, **more)
+
+    out = tmp_path / "out.zarr"
+    words = ("predict", work / "run", work / "A.zarr", "--samples", 2, "--out", out)
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "_put", fill)
+        said = refused(*words)
+    assert f"{out} cannot be written (disk full), 1 finished tile" in said
+    assert "--resume" in said
+    assert not out.exists()
+    done = CliRunner().invoke(app, [str(word) for word in (*words, "--resume")])
+    assert done.exit_code == 0, done.output
+    assert out.is_dir()
 
 
 def test_unknown_conditions_are_refused(work: Path, tmp_path: Path) -> None:
