@@ -182,7 +182,7 @@ def fit_field(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     n_spots = counts.shape[0]
-    used = torch.from_numpy(np.unique(counts.indices()[0].numpy() if keep is None else np.flatnonzero(keep)))
+    used = torch.arange(n_spots) if keep is None else torch.from_numpy(np.flatnonzero(keep))
     for step in range(steps):
         field = mean + log_sd.exp() * torch.randn(shape)
         at_pixels = torch.sparse.mm(weights, field.flatten(1).T)  # (P, K + 1)

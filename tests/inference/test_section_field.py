@@ -137,6 +137,17 @@ def test_withheld_counts_say_nothing_and_the_seed_fixes_the_rest(even, known) ->
     assert not np.array_equal(first.mean, fit_field(even, section, keep=keep, steps=5, seed=1).mean)
 
 
+def test_spots_without_umis_count_as_measured(even, known) -> None:
+    """Leaving `keep` out takes all spots, those in which nothing was counted too: the same field, bit for bit."""
+    section, _ = known
+    counts = section.counts.toarray()
+    counts[::5] = 0
+    section = replace(section, counts=csr_matrix(counts))
+    everything = np.ones(section.n_spots, bool)
+    found, expected = (fit_field(even, section, keep=keep, steps=5) for keep in (None, everything))
+    np.testing.assert_array_equal(found.mean, expected.mean)
+
+
 def test_a_field_comes_back_from_its_file_and_is_known_by_counts_and_weights(run, known, tmp_path) -> None:
     """What is saved is loaded; other counts or other weights are refused, a slide alone has none."""
     section, _ = known
