@@ -117,7 +117,7 @@ class FusionVAE(nn.Module):
 
         Returns:
             Without `batch`: expected scaled activity at the posterior mean `(B, K, H, W)` [1/px].
-            With it: `loss`, -ELBO per patch [nat], its detached `PARTS`, per patch too, and `n_spots`.
+            With it: `loss`, -ELBO per patch [nat], its detached `PARTS`, per patch too.
         """
         if batch is None:
             activity, scale = self.generative.expression(
@@ -130,7 +130,7 @@ class FusionVAE(nn.Module):
         )
         size = image.shape[0]
         parts = {name: part / size for name, part in elbo.parts.items()}
-        return {"loss": loss / size, "n_spots": torch.tensor(batch.counts.shape[0])} | parts
+        return {"loss": loss / size} | parts
 
     def _guide(self, batch: Batch, n_patches: int) -> None:
         self.guide(batch, n_patches, self.generative)

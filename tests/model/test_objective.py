@@ -80,7 +80,6 @@ def test_parts_sum_to_the_loss(make_case):
     network.generative.set_conditions({"section": ["A", "B"], "patient": ["p", "q"]})
     out = network(batch.image, batch)
     torch.testing.assert_close(sum(out[name] for name in PARTS), out["loss"].detach(), rtol=1e-5, atol=1e-4)
-    assert int(out["n_spots"]) == 4
 
 
 def test_global_divergence_scales_with_the_epoch(make_case):
