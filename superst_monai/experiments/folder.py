@@ -113,7 +113,7 @@ class ExperimentFolder:
         write_json(self.path / f"{self.name}.json", result)
         return result
 
-    def _step(self, name: str) -> Callable[[float, float, float], None] | None:
+    def _step(self, name: str) -> Callable[..., None] | None:
         """Progress of one step, as `train` and `predict` tell it."""
         show = self._show
         return None if show is None else lambda share, seconds, *_: show(name, share, seconds)
