@@ -1,6 +1,6 @@
 """Benchmark of super-resolution: spots withheld from a measured section, predicted by interpolation, image and both.
 
-    python benchmarks/super_resolution.py brca C3 MOB1 --data DATA --out OUT --minutes 3 --folds 5
+    python benchmarks/super_resolution.py brca C3 MOB1 --data DATA --out OUT --steps 500 --folds 5
 
 Each section (of those in docs/benchmarks.md) is prepared and cut into folds of whole spots. For each fold the network
 is trained on the other spots alone, the field is fitted to them, and the withheld spots are predicted:
@@ -11,22 +11,22 @@ is trained on the other spots alone, the field is fitted to them, and the withhe
 - a Gaussian process over space for each of the 100 highest genes, of one shared length scale;
 - the model without its field (image alone) and with it.
 
-Scores, over all withheld spots of the folds together: the median over the 100 highest genes of the correlation of
-log-normalised values, and the log-likelihood of the counts of these genes under a negative binomial with the method's
-mean (its composition times the depth of the training spots' mean for methods that predict composition only) and one
-dispersion a gene, fitted to the method's own training residuals. OUT/benchmark.json holds the figures.
+Scores of each fold, over those of the 100 highest genes that the model knows: the median correlation of log-normalised
+values, and the log-likelihood of the counts under a negative binomial with the method's mean and one dispersion a gene.
+That is fitted, for each method alike, to the withheld spots of the other folds. Methods for log-normalised values get a
+depth by the same method. OUT/folds.csv holds the figures; a fold that is there is not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from real_sections import CASES, CHECKOUT, run_stage
@@ -53,7 +53,18 @@ from superst_monai.transforms.tissue import find_tissue
 Floats = NDArray[np.float64]
 SCALES_UM = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 TOP = 100
+Predicted = dict[str, Floats]
 SECTIONS = {"brca": "visium_brca", "C3": "her2st", "MOB1": "mob"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Settings of the benchmark."""
+
+    out: Path
+    steps: int
+    folds: int
+    seed: int
 
 
 def subset(section: Section, keep: NDArray[np.bool_]) -> Section:
@@ -94,19 +105,18 @@ def gaussian_process(xy: Floats, values: Floats, at: Floats) -> Floats:
     chosen = scaled[:, :: max(1, scaled.shape[1] // 8)]
     fitted = GaussianProcessRegressor(kernel, normalize_y=False).fit(xy, chosen).kernel_
     process = GaussianProcessRegressor(fitted, optimizer=None).fit(xy, scaled)
-    return process.predict(at) * spread + centre
+    return process.predict(at).reshape(len(at), -1) * spread + centre
 
 
-def model_means(
-    section: Section, keep: NDArray[np.bool_], minutes: float, seed: int
-) -> dict[str, tuple[Floats, list[str]]]:
+def model_means(section: Section, keep: NDArray[np.bool_], given: Given) -> dict[str, tuple[Floats, list[str]]]:
     """Expected counts of all spots `(S, G)` without and with the field, of a model that saw the kept spots alone."""
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "section.zarr"
         write_section(subset(section, keep), store)
-        run = load_run(train([store], Path(scratch) / "run", minutes=minutes, seed=seed, show=lambda *_: None))
+        options = {"default_steps": given.steps}
+        run = load_run(train([store], Path(scratch) / "run", seed=given.seed, options=options, show=lambda *_: None))
         pixels = spot_pixels(run.network, section, canvas_of(section, run.mpp, find_tissue))
-        field = fit_field(run, section, keep=keep, seed=seed)
+        field = fit_field(run, section, keep=keep, seed=given.seed)
     log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
     nodes = np.asarray(field.mean).reshape(len(field.mean), -1).T
     moved = modulate(pixels.scaled, field.grid.weights(pixels.x_um, pixels.y_um) @ torch.from_numpy(nodes))
@@ -120,67 +130,93 @@ def model_means(
     return found
 
 
-def log_likelihood(observed: Floats, mean: Floats, residual_of: tuple[Floats, Floats]) -> float:
-    """Mean log mass of counts [nat per spot] of negative binomials of variance mean + a mean^2, a fitted a gene."""
-    seen, expected = residual_of
-    excess = ((seen - expected) ** 2 - expected).sum(0) / np.maximum((expected**2).sum(0), 1e-9)
-    a = np.clip(excess, 1e-3, 10.0)
+def log_likelihood(observed: Floats, mean: Floats, a: Floats) -> Floats:
+    """Log mass of the counts of each spot `(S,)` [nat] under negative binomials of variance mean + a_g mean^2."""
     mean = np.maximum(mean, 1e-3)
-    return float(nbinom.logpmf(observed, 1 / a, 1 / (1 + a * mean)).sum(1).mean())
+    return nbinom.logpmf(observed, 1 / a, 1 / (1 + a * mean)).sum(1)
 
 
-def judge(name: str, section: Section, *, minutes: float, folds: int, seed: int) -> dict[str, dict[str, float]]:
-    """Scores of all methods on one section."""
+def fit_dispersion(observed: Floats, mean: Floats) -> Floats:
+    """Dispersion of each gene `(G,)` of largest likelihood, on a grid from nearly Poisson to very wide."""
+    grid, mean = np.geomspace(1e-3, 10.0, 33), np.maximum(mean, 1e-3)
+    mass = [nbinom.logpmf(observed, 1 / a, 1 / (1 + a * mean)).sum(0) for a in grid]
+    return grid[np.argmax(mass, axis=0)]
+
+
+def predict_withheld(section: Section, out: NDArray[np.bool_], top: NDArray[np.intp], given: Given) -> Predicted:
+    """What each method says of the withheld spots: log-normalised values and expected counts, each `(2, S', TOP)`."""
+    keep = ~out
     observed = np.asarray(section.counts.todense(), dtype=np.float64)
-    depth = observed.sum(1)
-    top = np.argsort(-observed.sum(0), kind="stable")[:TOP]
-    genes = list(section.genes.index[top])
     xy = section.spots[["x_um", "y_um"]].to_numpy(np.float64)
+    target, depth = lognorm(observed)[:, top], observed.sum(1)
+    found: Predicted = {}
+
+    def as_counts(log: Floats, size: Floats) -> Floats:
+        return np.expm1(np.maximum(log, 0)) / 1e4 * size[:, None]
+
+    linear_log = interpolate(xy[keep], target[keep], xy[out])
+    total = interpolate(xy[keep], depth[keep], xy[out])
+    found["linear interpolation"] = np.stack([linear_log, interpolate(xy[keep], observed[keep][:, top], xy[out])])
     features = stain_features(section)
-    fold = np.random.default_rng(seed).permutation(section.n_spots) % folds
-    logs: dict[str, Floats] = {}
-    likelihood: dict[str, list[float]] = {}
+    features = StandardScaler().fit(features[keep]).transform(features)
+    alphas = np.logspace(0, 5, 11)
+    ridge_log = RidgeCV(alphas).fit(features[keep], target[keep]).predict(features[out])
+    seen = np.exp(RidgeCV(alphas).fit(features[keep], np.log1p(depth[keep])).predict(features[out]))
+    found["H&E ridge regression"] = np.stack([ridge_log, as_counts(ridge_log, seen)])
+    both = (ridge_log + linear_log) / 2
+    found["mean of the two"] = np.stack([both, as_counts(both, np.sqrt(seen * np.maximum(total, 1)))])
+    process = gaussian_process(xy[keep], target[keep], xy[out])
+    size = gaussian_process(xy[keep], np.log1p(depth[keep])[:, None], xy[out])[:, 0]
+    found["Gaussian process"] = np.stack([process, as_counts(process, np.exp(size))])
+    genes = section.genes.index[top]
+    for method, (mean, known) in model_means(section, keep, given).items():
+        columns = pd.Index(known).get_indexer(genes)
+        counts = np.where(columns >= 0, mean[out][:, columns], np.nan)  # a gene left out of training has no figure
+        found[method] = np.stack([lognorm(counts, mean[out].sum(1)), counts])
+    return found
 
-    def take(method: str, out: NDArray[np.bool_], log: Floats, counts: Floats) -> None:
-        """Keep a method's log-normalised values and expected counts of all spots, of which `out` were withheld."""
-        logs.setdefault(method, np.zeros((section.n_spots, TOP)))[out] = log[out]
-        fitted = (observed[~out][:, top], counts[~out])
-        likelihood.setdefault(method, []).append(log_likelihood(observed[out][:, top], counts[out], fitted))
 
+def judge(name: str, section: Section, given: Given) -> pd.DataFrame:
+    """Scores of all methods on one section: a row for each method and fold."""
+    observed = np.asarray(section.counts.todense(), dtype=np.float64)
+    top = np.argsort(-observed.sum(0), kind="stable")[:TOP]
     target = lognorm(observed)[:, top]
-    for k in range(folds):
-        started, out = time.monotonic(), fold == k
-        keep = ~out
-        linear = interpolate(xy[keep], observed[keep][:, top], xy)
-        linear_log = interpolate(xy[keep], target[keep], xy)
-        total = interpolate(xy[keep], depth[keep], xy)
-        take("linear interpolation", out, linear_log, linear)
-        scaler = StandardScaler().fit(features[keep])
-        ridge = RidgeCV(np.logspace(0, 5, 11)).fit(scaler.transform(features[keep]), target[keep])
-        ridge_log = ridge.predict(scaler.transform(features))
-        volume = RidgeCV(np.logspace(0, 5, 11)).fit(scaler.transform(features[keep]), np.log(depth[keep] + 1))
-        seen = np.exp(volume.predict(scaler.transform(features)))
-        as_counts = lambda log, size: np.expm1(np.maximum(log, 0)) / 1e4 * size[:, None]  # noqa: E731
-        take("H&E ridge regression", out, ridge_log, as_counts(ridge_log, seen))
-        both = (ridge_log + linear_log) / 2
-        take("mean of the two", out, both, as_counts(both, np.sqrt(seen * np.maximum(total, 1))))
-        process = gaussian_process(xy[keep], target[keep], xy)
-        take("Gaussian process", out, process, as_counts(process, total))
-        for method, (mean, known) in model_means(section, keep, minutes, seed).items():
-            at = {gene: i for i, gene in enumerate(known)}
-            columns = [at.get(gene, -1) for gene in genes]
-            counts = np.where(np.array(columns) >= 0, mean[:, columns], observed[keep][:, top].mean(0))
-            take(method, out, lognorm(counts, mean.sum(1)), counts)
-        print(f"{name}: fold {k + 1} of {folds}, {time.monotonic() - started:.0f} s", flush=True)
-    modelled = [i for i, gene in enumerate(genes) if gene in known]
-    return {
-        method: {
-            "r_lognorm": float(np.nanmedian(gene_correlations(log, target)[modelled])),
-            "loglik_per_spot": float(np.mean(likelihood[method])),
-            "n_genes": len(modelled),
-        }
-        for method, log in logs.items()
-    }
+    fold = np.random.default_rng(given.seed).permutation(section.n_spots) % given.folds
+    parts: list[Predicted] = []
+    for k in range(given.folds):
+        started, kept = time.monotonic(), given.out / f"{name}_fold{k}.npz"
+        if not kept.exists():
+            np.savez(kept, **predict_withheld(section, fold == k, top, given))
+            print(f"{name}: fold {k + 1} of {given.folds}, {time.monotonic() - started:.0f} s", flush=True)
+        with np.load(kept) as stored:
+            parts.append(dict(stored))
+    known = ~np.isnan(parts[0]["model, image alone"]).any((0, 1))
+    seen = [observed[fold == k][:, top][:, known] for k in range(given.folds)]
+    rows = []
+    for method in parts[0]:
+        counts = [part[method][1][:, known] for part in parts]
+        for k in range(given.folds):
+            others = [i for i in range(given.folds) if i != k]  # where the dispersions come from
+            width = fit_dispersion(
+                np.concatenate([seen[i] for i in others]), np.concatenate([counts[i] for i in others])
+            )
+            r = gene_correlations(parts[k][method][0][:, known], target[fold == k][:, known])
+            mass = float(log_likelihood(seen[k], counts[k], width).mean())
+            rows.append(
+                {"section": name, "method": method, "fold": k, "r_lognorm": float(np.nanmedian(r)), "loglik": mass}
+            )
+    return pd.DataFrame(rows)
+
+
+def compare(table: pd.DataFrame, best: str = "model, with field") -> pd.DataFrame:
+    """Mean over folds of each score, and how much more the model with field has, with the standard error over folds."""
+    rows = {}
+    for score in ("r_lognorm", "loglik"):
+        wide = table.pivot(index="fold", columns="method", values=score)
+        more = wide[[best]].to_numpy() - wide
+        rows |= {score: wide.mean(), f"{score}_se": wide.sem(), f"{score}_more": more.mean()}
+        rows |= {f"{score}_more_se": more.sem()}
+    return pd.DataFrame(rows).loc[list(dict.fromkeys(table["method"]))]
 
 
 def main() -> None:
@@ -191,24 +227,21 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data", help="folder of the data")
     parser.add_argument("--out", type=Path, default=Path("runs") / "super_resolution", help="folder to write")
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=500, help="training steps of each fold")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    words = parser.parse_args()
+    given = Given(words.out, words.steps, words.folds, words.seed)
     given.out.mkdir(parents=True, exist_ok=True)
-    table = {}
-    for name in given.sections or SECTIONS:
+    tables = []
+    for name in words.sections or SECTIONS:
         store = given.out / f"{name}.zarr"
         if not store.exists():
-            words = CASES[SECTIONS[name]].prepare(given.data, name)
-            run_stage(given.out, f"prepare_{name}", ["prepare", *words, "--out", str(store), "--name", name])
-        section = read_section(store)
-        table[name] = judge(name, section, minutes=given.minutes, folds=given.folds, seed=given.seed)
-        for method, scores in table[name].items():
-            print(
-                f"  {method:24} r {scores['r_lognorm']:.3f}   log-likelihood {scores['loglik_per_spot']:.1f} nat a spot"
-            )
-        (given.out / "benchmark.json").write_text(json.dumps(table, indent=2))
+            told = CASES[SECTIONS[name]].prepare(words.data, name)
+            run_stage(given.out, f"prepare_{name}", ["prepare", *told, "--out", str(store), "--name", name])
+        tables.append(judge(name, read_section(store), given))
+        print(f"{name}\n{compare(tables[-1]).round(3).to_string()}", flush=True)
+        pd.concat(tables).to_csv(given.out / "folds.csv", index=False)
 
 
 if __name__ == "__main__":

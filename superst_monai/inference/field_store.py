@@ -17,13 +17,18 @@ from torch import Tensor
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 from superst_monai.errors import RunError
+from superst_monai.inference.field_draws import FieldPrior
 from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.section_field import SectionField, Show, fit_field
 
 
 def field_path(run: Run, section: Section) -> Path:
     """Where a run keeps the field of a section."""
-    return run.path / "fields" / (re.sub(r"[^\w.-]", "_", section.name) + ".pt")
+    return _field_file(run, section.name)
+
+
+def _field_file(run: Run, name: str) -> Path:
+    return run.path / "fields" / (re.sub(r"[^\w.-]", "_", name) + ".pt")
 
 
 def save_field(run: Run, section: Section, field: SectionField) -> Path:
@@ -55,19 +60,39 @@ def load_field(run: Run, section: Section) -> SectionField | None:
     path = field_path(run, section)
     if not section.has_counts or not path.is_file():
         return None
-    again = f"fit it again with superst fit-section {run.path} SECTION.zarr, or predict with --no-field"
-    try:
-        state: dict[str, Tensor] = torch.load(path, weights_only=True)
-        belongs = state.pop("belongs_to")
-        field = SectionField.from_state_dict(state)
-    except Exception as exc:  # torch lets the unpickler's own error through, which this package must not import
-        raise RunError(f"{path} must hold the field of a section, but cannot be read ({exc}); {again}.") from exc
+    field, belongs = _read_field(path)
     if not torch.equal(belongs, _fingerprint(run, section)):
         raise RunError(
             f"{path} was fitted to other counts of a section named {section.name}, or under other weights of the run; "
-            f"{again}."
+            "fit it again with superst fit-section, or predict with --no-field."
         )
     return field
+
+
+def _read_field(path: Path) -> tuple[SectionField, Tensor]:
+    """A field and the fingerprint of what it belongs to."""
+    try:
+        state: dict[str, Tensor] = torch.load(path, weights_only=True)
+        belongs = state.pop("belongs_to")
+        return SectionField.from_state_dict(state), belongs
+    except Exception as exc:  # torch lets the unpickler's own error through, which this package must not import
+        raise RunError(
+            f"{path} must hold the field of a section, but cannot be read ({exc}); fit it again with superst "
+            "fit-section, or remove the file."
+        ) from exc
+
+
+def load_prior(run: Run) -> FieldPrior | None:
+    """What the fields of the training sections say of another section's; None unless the run has all of them.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    names = [str(section["name"]) for section in run.record.get("sections", [])]
+    files = [_field_file(run, name) for name in names]
+    if not files or not all(file.is_file() for file in files):
+        return None
+    return FieldPrior.of([_read_field(file)[0] for file in files])
 
 
 def _fingerprint(run: Run, section: Section) -> Tensor:

@@ -8,10 +8,9 @@ predicts as before, whatever fields a run has.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from superst_monai.data.section import Section
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import Canvas, canvas_of
 from superst_monai.inference.posterior import ORIENTATIONS, halo_of, orient, orient_back
-from superst_monai.inference.rates import RateSamples, choose_conditions, mean_rates
+from superst_monai.inference.rates import choose_conditions, mean_rates
 from superst_monai.inference.run import Run
 from superst_monai.inference.tiles import tissue_tiles
 from superst_monai.model.field import FieldGrid, field_divergence
@@ -35,7 +34,6 @@ from superst_monai.transforms.tissue import find_tissue
 
 Floats = NDArray[np.float32]
 Show = Callable[[float, float], None]
-_FIELD_STREAM = 2  # spawn key beside those of z and the global variables
 EFFECT_SD = 0.5
 """Prior standard deviation of a gene's effects on a section, log rate and logit."""
 
@@ -72,54 +70,6 @@ class SectionField:
         numbers: dict[str, Any] = {name[5:]: v.item() for name, v in state.items() if name.startswith("grid.")}
         grid = FieldGrid(**numbers)
         return cls(grid, **{name: value.numpy() for name, value in state.items() if not name.startswith("grid.")})
-
-
-class FieldDraws:
-    """Samples of a field, as `predict` lays them over the samples of a slide.
-
-    Args:
-        field: of the section that is predicted.
-        samples: N.
-        seed: sample n of a seed is the same whatever N.
-        mpp: um per pixel of the map.
-    """
-
-    def __init__(self, field: SectionField, *, samples: int, seed: int, mpp: float) -> None:
-        self.field = field
-        self.mpp = mpp
-        streams = (
-            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(n, _FIELD_STREAM))) for n in range(samples)
-        )
-        self._nodes = [field.mean + field.sd * rng.standard_normal(field.mean.shape, np.float32) for rng in streams]
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the field's mean, which tells two fits apart."""
-        return hashlib.sha256(self.field.mean.tobytes()).hexdigest()
-
-    def over(self, n: int, scaled: Floats, *, row: int, col: int) -> Floats:
-        """Sample n of the field over a box of a map.
-
-        Args:
-            n: number of the sample.
-            scaled: scaled activity of the box `(K, h, w)` [1/px].
-            row: first row of the box in the map [px].
-            col: first column.
-
-        Returns:
-            Scaled activity under the field `(K, h, w)`.
-        """
-        y_um, x_um = (
-            (np.arange(k) + first + 0.5) * self.mpp for k, first in zip(scaled.shape[1:], (row, col), strict=True)
-        )
-        field = self.field.grid.on_raster(torch.from_numpy(self._nodes[n]), x_um, y_um)  # (K + 1, h, w)
-        tilted = modulate(torch.from_numpy(scaled).movedim(0, -1), field.movedim(0, -1))
-        return tilted.movedim(-1, 0).numpy()
-
-    def effects(self, rates: RateSamples) -> RateSamples:
-        """Rates with the gene effects of the section."""
-        log_rate, logit = rates.log_rate + self.field.rate_effect, rates.logit + self.field.logit_effect
-        return replace(rates, log_rate=log_rate, logit=logit)
 
 
 def modulate(scaled: Tensor, field: Tensor) -> Tensor:

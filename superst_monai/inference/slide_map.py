@@ -19,14 +19,14 @@ from superst_monai.engines.prepare import prefers_bfloat16
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import Canvas, canvas_of
 from superst_monai.inference.domain import TileGuard, in_words, read_domain, summarise
-from superst_monai.inference.field_store import load_field
+from superst_monai.inference.field_draws import FieldDraws
+from superst_monai.inference.field_store import load_field, load_prior
 from superst_monai.inference.maps_store import MapsLayout, new_maps
 from superst_monai.inference.maps_writer import MapsWriter
 from superst_monai.inference.pipeline import Behind, ahead, give_back_memory
 from superst_monai.inference.posterior import TileSampler, Window
 from superst_monai.inference.rates import choose_conditions, draw_rates, rate_moments
 from superst_monai.inference.run import Run
-from superst_monai.inference.section_field import FieldDraws
 from superst_monai.inference.tiles import draw_part, read_part, tissue_tiles
 from superst_monai.inference.unfinished import require_free
 from superst_monai.model.domain import Domain
@@ -86,8 +86,8 @@ def predict(
         find_tissue: finds the tissue of a slide.
         overwrite: replace a store of that name, and drop an unfinished one.
         resume: go on with an unfinished store of the same arguments.
-        use_field: of a measured section whose field the run has (`inference/field_store.py`), use its counts; without
-            a field the map is what histology alone says.
+        use_field: of a measured section whose field the run has (`inference/field_store.py`), use its counts. Otherwise
+            the map is what histology alone says, and the prior of the field is part of its uncertainty.
         workers: threads that read; their number does not change the result.
 
     Returns:
@@ -112,7 +112,7 @@ def predict(
     if domain is None:
         tell("the run does not know the domain of its training, so this prediction has no guard; train again for one")
     canvas = canvas_of(source, run.mpp, find_tissue)
-    fields = _fields(run, source, tell, samples=samples, seed=seed) if use_field else None
+    fields = _fields(run, source, canvas.shape, tell, use_field=use_field, samples=samples, seed=seed)
     opened_from = None if source_path is None else str(Path(source_path).resolve())
     record = {"source": canvas.name, "source_path": opened_from, "slide": dict(canvas.slide), "seed": seed}
     record |= {"device": run.device.type, "precision": "bfloat16" if bfloat16 else "float32"}
@@ -146,19 +146,26 @@ def _check(run: Run, sampler: TileSampler, *, tile_px: int, workers: int) -> Non
 
 
 def _fields(
-    run: Run, source: Section | Slide, tell: Callable[[str], None], *, samples: int, seed: int
+    run: Run,
+    source: Section | Slide,
+    shape: tuple[int, int],
+    tell: Callable[[str], None],
+    *,
+    use_field: bool,
+    samples: int,
+    seed: int,
 ) -> FieldDraws | None:
-    """The field that the run has of a measured section."""
-    if not isinstance(source, Section) or not source.has_counts:
-        return None
-    field = load_field(run, source)
-    if field is None:
+    """The field of a measured section if the run has it and it is wanted, else draws from the prior of the run."""
+    if isinstance(source, Section) and source.has_counts and use_field:
+        field = load_field(run, source)
+        if field is not None:
+            return FieldDraws.of_section(field, samples=samples, seed=seed, mpp=run.mpp)
         tell(
             f"the counts of {source.name} are not used: the run has no field of it, so this is what histology alone "
             "says; superst fit-section fits one"
         )
-        return None
-    return FieldDraws(field, samples=samples, seed=seed, mpp=run.mpp)
+    prior = load_prior(run)
+    return None if prior is None else FieldDraws.of_prior(prior, shape, samples=samples, seed=seed, mpp=run.mpp)
 
 
 def _draw_tiles(
@@ -209,7 +216,7 @@ def _layout(
     rates = draw_rates(run.network, conditions, samples=samples, seed=known["seed"])
     mean, sd = rate_moments(run.network, conditions)
     if fields is not None:
-        rates, mean = fields.effects(rates), mean + fields.field.rate_effect
+        rates, mean = fields.effects(rates), mean + fields.rate_effect
     record: dict[str, Any] = {
         **known,
         "run": str(run.path.resolve()),

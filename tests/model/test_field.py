@@ -36,6 +36,12 @@ def test_eigenvalues_determinant_and_diagonal_are_those_of_the_dense_precision()
     np.testing.assert_allclose(GRID.diagonal.numpy().ravel(), np.diag(dense), rtol=1e-6)
 
 
+def test_variance_is_the_diagonal_of_the_dense_covariance():
+    """Node by node, borders included."""
+    expected = np.diag(np.linalg.inv(dense_precision(GRID)))
+    np.testing.assert_allclose(GRID.variance.ravel(), expected, rtol=1e-9)
+
+
 def test_energy_is_the_quadratic_form():
     """u^T (L + ridge I) u channel by channel."""
     u = np.random.default_rng(0).standard_normal((3, GRID.height, GRID.width))
