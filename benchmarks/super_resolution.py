@@ -11,6 +11,9 @@ is trained on the other spots alone, the field is fitted to them, and the withhe
 - a Gaussian process over space for each of the 100 highest genes, of one shared length scale;
 - the model without its field (image alone) and with it.
 
+`bins` judges below the size of spots instead: a synthetic tissue with known truth, whose cells the image shows and one
+third of whose genes also follow a smooth pattern that it does not show; square bins of 1, 1/2 and 1/4 of a spot's width.
+
 Scores of each fold, over those of the 100 highest genes that the model knows: the median correlation of log-normalised
 values, and the log-likelihood of the counts under a negative binomial with the method's mean and one dispersion a gene.
 That is fitted, for each method alike, to the withheld spots of the other folds. Methods for log-normalised values get a
@@ -32,6 +35,7 @@ from numpy.typing import NDArray
 from real_sections import CASES, CHECKOUT, run_stage
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from scipy.ndimage import gaussian_filter
+from scipy.sparse import csr_matrix
 from scipy.stats import nbinom
 from skimage.color import rgb2hed
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -40,14 +44,21 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from superst_monai.analysis.evaluation import gene_correlations, lognorm
+from superst_monai.analysis.files import make_folder
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section, write_section
+from superst_monai.data.synthetic import SyntheticTissue, make_tissue
 from superst_monai.engines.workflow import train
+from superst_monai.experiments.demo import prepare_tissue
 from superst_monai.inference.canvas import canvas_of
+from superst_monai.inference.field_store import fit_training_fields
+from superst_monai.inference.maps import open_maps
 from superst_monai.inference.rates import choose_conditions, mean_rates
 from superst_monai.inference.run import load_run
 from superst_monai.inference.section_field import fit_field, modulate, spot_pixels
+from superst_monai.inference.slide_map import predict
 from superst_monai.model.likelihood import sum_over_spots
+from superst_monai.transforms.labels import spot_labels
 from superst_monai.transforms.tissue import find_tissue
 
 Floats = NDArray[np.float64]
@@ -78,12 +89,17 @@ def interpolate(xy: Floats, values: Floats, at: Floats) -> Floats:
     return np.where(np.isnan(found), NearestNDInterpolator(xy, values)(at), found)
 
 
-def stain_features(section: Section, mpp: float = 8.0) -> Floats:
-    """Mean and sd of haematoxylin, eosin and DAB round each spot at several scales `(S, F)`."""
+def places(section: Section) -> Floats:
+    """Centres of the spots `(S, 2)` [um]."""
+    return section.spots[["x_um", "y_um"]].to_numpy(np.float64)
+
+
+def stain_features(section: Section, at: Floats, mpp: float = 8.0) -> Floats:
+    """Mean and sd of haematoxylin, eosin and DAB round places `(S, 2)` [um] at several scales `(S, F)`."""
     section = section.at(mpp) if section.mpp < mpp else section
     hed = rgb2hed(section.image)
     tissue = section.tissue.astype(float)
-    xy = (section.spots[["x_um", "y_um"]].to_numpy() / section.mpp).astype(int)
+    xy = (at / section.mpp).astype(int)
     col, row = (np.clip(part, 0, n - 1) for part, n in zip(xy.T, tissue.shape[::-1], strict=True))
     columns = []
     for scale in SCALES_UM:
@@ -147,7 +163,7 @@ def predict_withheld(section: Section, out: NDArray[np.bool_], top: NDArray[np.i
     """What each method says of the withheld spots: log-normalised values and expected counts, each `(2, S', TOP)`."""
     keep = ~out
     observed = np.asarray(section.counts.todense(), dtype=np.float64)
-    xy = section.spots[["x_um", "y_um"]].to_numpy(np.float64)
+    xy = places(section)
     target, depth = lognorm(observed)[:, top], observed.sum(1)
     found: Predicted = {}
 
@@ -157,7 +173,7 @@ def predict_withheld(section: Section, out: NDArray[np.bool_], top: NDArray[np.i
     linear_log = interpolate(xy[keep], target[keep], xy[out])
     total = interpolate(xy[keep], depth[keep], xy[out])
     found["linear interpolation"] = np.stack([linear_log, interpolate(xy[keep], observed[keep][:, top], xy[out])])
-    features = stain_features(section)
+    features = stain_features(section, xy)
     features = StandardScaler().fit(features[keep]).transform(features)
     alphas = np.logspace(0, 5, 11)
     ridge_log = RidgeCV(alphas).fit(features[keep], target[keep]).predict(features[out])
@@ -219,12 +235,91 @@ def compare(table: pd.DataFrame, best: str = "model, with field") -> pd.DataFram
     return pd.DataFrame(rows).loc[list(dict.fromkeys(table["method"]))]
 
 
+def hidden_tissue(seed: int, out: Path) -> tuple[Section, SyntheticTissue, Floats]:
+    """A synthetic section part of whose structure no image shows.
+
+    The cells' subtypes are seen; a smooth pattern, unseen, multiplies a third of the genes by e^1.2 to e^-1.2. The
+    counts are drawn again under it.
+
+    Returns:
+        The section, the tissue, and the expected UMIs of each gene in pixels of the section's resolution `(G, H, W)`.
+    """
+    tissue, rng = make_tissue(seed=seed), np.random.default_rng(seed)
+    section = prepare_tissue(tissue, out, 4.0)
+    noise = gaussian_filter(rng.standard_normal(section.tissue.shape), 100.0 / section.mpp)
+    pattern = np.tanh(2 * noise / noise.std())
+    weight = np.where(np.arange(section.n_genes) % 3 == 0, 1.2, 0.0) * np.where(
+        rng.random(section.n_genes) < 0.5, 1, -1
+    )
+    rate = np.stack([tissue.expected(gene, mpp=section.mpp) for gene in section.genes.index])
+    rate = (rate * np.exp(weight[:, None, None] * pattern)).astype(np.float32)
+    label = torch.from_numpy(spot_labels(section)).flatten()
+    label[label > section.n_spots] = 0
+    mean = (
+        torch.zeros(section.n_spots + 1, len(rate)).index_add(0, label, torch.from_numpy(rate).flatten(1).T)[1:].numpy()
+    )
+    odds = np.exp(tissue.logits)
+    counts = rng.poisson(rng.gamma(np.maximum(mean / odds, 1e-9)) * odds)
+    return replace(section, counts=csr_matrix(counts.astype(np.int32))), tissue, rate
+
+
+def judge_bins(given: Given) -> pd.DataFrame:
+    """Correlation over square bins of expected expression and truth, median over genes: all, seen and unseen ones."""
+    scratch = make_folder(given.out / "bins")
+    section, _, rate = hidden_tissue(given.seed, scratch / "tissue")
+    store = scratch / "section.zarr"
+    write_section(section, store, overwrite=True)
+    run_dir = scratch / "run"
+    if not (run_dir / "fields").exists():
+        train(
+            [store],
+            run_dir,
+            mpp=section.mpp,
+            seed=given.seed,
+            options={"default_steps": 2 * given.steps},
+            show=lambda *_: None,
+        )
+        fit_training_fields(run_dir)
+    run, xy = load_run(run_dir), places(section)
+    observed = np.asarray(section.counts.todense(), dtype=np.float64)
+    features = StandardScaler().fit(stain_features(section, xy))
+    seen = features.transform(stain_features(section, xy))
+    ridge = RidgeCV(np.logspace(0, 5, 11)).fit(seen, observed)
+    genes, rows = section.genes.index, []
+    unseen = np.arange(len(genes)) % 3 == 0
+    for share in (1, 2, 4):
+        side = round(65.0 / share / section.mpp)
+        height, width = (n // side * side for n in section.tissue.shape)
+        grid = np.arange(height // side * (width // side)).reshape(height // side, -1) + 1
+        label = np.zeros(section.tissue.shape, np.int64)
+        label[:height, :width] = np.kron(grid, np.ones((side, side), np.int64))
+        whole = np.bincount(label[section.tissue], minlength=grid.size + 1)[1:] == side**2
+        centre = np.stack(np.nonzero(grid)[::-1], 1) * side + side / 2
+        at = (centre * section.mpp)[whole]
+        truth = np.stack([np.bincount(label.ravel(), part.ravel(), grid.size + 1)[1:][whole] for part in rate], 1)
+        found = {
+            "linear interpolation": interpolate(xy, observed, at),
+            "H&E ridge regression": ridge.predict(features.transform(stain_features(section, at))),
+            "Gaussian process": gaussian_process(xy, observed, at),
+        }
+        found["mean of the two"] = (found["linear interpolation"] + found["H&E ridge regression"]) / 2
+        for method, field in (("model, image alone", False), ("model, with field", True)):
+            maps = predict(run, section, scratch / "maps.zarr", use_field=field, overwrite=True, tell=lambda _: None)
+            sums = open_maps(maps).sum_over(label, genes=list(run.genes), n_supports=grid.size)
+            order = pd.Index(run.genes).get_indexer(genes)
+            found[method] = np.where(order >= 0, np.asarray(sums.mean)[whole][:, order], np.nan)
+        for method, said in found.items():
+            r = gene_correlations(said, truth)
+            parts = {"all": slice(None), "seen": ~unseen, "unseen": unseen}
+            rows += [{"bin": f"1/{share} spot", "method": method} | {k: np.nanmedian(r[v]) for k, v in parts.items()}]
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "sections", nargs="*", choices=[[], *SECTIONS], metavar="SECTION", help=f"of {', '.join(SECTIONS)}"
-    )
+    known = [*SECTIONS, "bins"]
+    parser.add_argument("sections", nargs="*", choices=[[], *known], metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data", help="folder of the data")
     parser.add_argument("--out", type=Path, default=Path("runs") / "super_resolution", help="folder to write")
     parser.add_argument("--steps", type=int, default=500, help="training steps of each fold")
@@ -234,7 +329,12 @@ def main() -> None:
     given = Given(words.out, words.steps, words.folds, words.seed)
     given.out.mkdir(parents=True, exist_ok=True)
     tables = []
-    for name in words.sections or SECTIONS:
+    for name in words.sections or known:
+        if name == "bins":
+            table = judge_bins(given)
+            table.to_csv(given.out / "bins.csv", index=False)
+            print(table.round(3).to_string())
+            continue
         store = given.out / f"{name}.zarr"
         if not store.exists():
             told = CASES[SECTIONS[name]].prepare(words.data, name)
