@@ -1,6 +1,6 @@
 """Benchmark of super-resolution: spots withheld from a measured section, predicted by interpolation, image and both.
 
-    python benchmarks/super_resolution.py brca C3 MOB1 --data DATA --out OUT --steps 500 --folds 5
+    python benchmarks/super_resolution.py brca C3 MOB1 C3-merged bins --data DATA --out OUT --steps 500 --folds 5
 
 Each section (of those in docs/benchmarks.md) is prepared and cut into folds of whole spots. For each fold the network
 is trained on the other spots alone, the field is fitted to them, and the withheld spots are predicted:
@@ -11,13 +11,14 @@ is trained on the other spots alone, the field is fitted to them, and the withhe
 - a Gaussian process over space for each of the 100 highest genes, of one shared length scale;
 - the model without its field (image alone) and with it.
 
+With `-merged` pairs of neighbouring spots are measured as one and each of them predicted, for as many draws of pairs.
 `bins` judges below the size of spots instead: a synthetic tissue with known truth, whose cells the image shows and one
-third of whose genes also follow a smooth pattern that it does not show; square bins of 1, 1/2 and 1/4 of a spot's width.
+third of whose genes also follow a smooth pattern that it does not show; square bins of 1, 1/2, 1/4 of a spot's width.
 
 Scores of each fold, over those of the 100 highest genes that the model knows: the median correlation of log-normalised
 values, and the log-likelihood of the counts under a negative binomial with the method's mean and one dispersion a gene.
 That is fitted, for each method alike, to the withheld spots of the other folds. Methods for log-normalised values get a
-depth by the same method. OUT/folds.csv holds the figures; a fold that is there is not computed again.
+depth by the same method. OUT/NAME.csv holds the figures; a fold that is there is not computed again.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from superst_monai.data.store import read_section, write_section
 from superst_monai.data.synthetic import SyntheticTissue, make_tissue
 from superst_monai.engines.workflow import train
 from superst_monai.experiments.demo import prepare_tissue
+from superst_monai.experiments.merged_pairs import merge_spots, neighbour_pairs
 from superst_monai.inference.canvas import canvas_of
 from superst_monai.inference.field_store import fit_training_fields
 from superst_monai.inference.maps import open_maps
@@ -124,15 +126,15 @@ def gaussian_process(xy: Floats, values: Floats, at: Floats) -> Floats:
     return process.predict(at).reshape(len(at), -1) * spread + centre
 
 
-def model_means(section: Section, keep: NDArray[np.bool_], given: Given) -> dict[str, tuple[Floats, list[str]]]:
-    """Expected counts of all spots `(S, G)` without and with the field, of a model that saw the kept spots alone."""
+def model_means(section: Section, measured: Section, given: Given) -> dict[str, tuple[Floats, list[str]]]:
+    """Expected counts of all spots `(S, G)` without and with the field, of a model that saw the measured ones alone."""
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "section.zarr"
-        write_section(subset(section, keep), store)
+        write_section(measured, store)
         options = {"default_steps": given.steps}
         run = load_run(train([store], Path(scratch) / "run", seed=given.seed, options=options, show=lambda *_: None))
         pixels = spot_pixels(run.network, section, canvas_of(section, run.mpp, find_tissue))
-        field = fit_field(run, section, keep=keep, seed=given.seed)
+        field = fit_field(run, measured, seed=given.seed)
     log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
     nodes = np.asarray(field.mean).reshape(len(field.mean), -1).T
     moved = modulate(pixels.scaled, field.grid.weights(pixels.x_um, pixels.y_um) @ torch.from_numpy(nodes))
@@ -159,37 +161,95 @@ def fit_dispersion(observed: Floats, mean: Floats) -> Floats:
     return grid[np.argmax(mass, axis=0)]
 
 
-def predict_withheld(section: Section, out: NDArray[np.bool_], top: NDArray[np.intp], given: Given) -> Predicted:
-    """What each method says of the withheld spots: log-normalised values and expected counts, each `(2, S', TOP)`."""
-    keep = ~out
-    observed = np.asarray(section.counts.todense(), dtype=np.float64)
-    xy = places(section)
-    target, depth = lognorm(observed)[:, top], observed.sum(1)
+@dataclass(frozen=True)
+class Measured:
+    """What the methods learn from: places, counts of one spot and stain features of each, and the section itself."""
+
+    section: Section
+    xy: Floats
+    counts: Floats
+    features: Floats
+
+
+def without(section: Section, out: NDArray[np.bool_]) -> Measured:
+    """The spots that are not withheld."""
+    rest, xy = subset(section, ~out), places(section)[~out]
+    return Measured(rest, xy, np.asarray(rest.counts.todense(), dtype=np.float64), stain_features(section, xy))
+
+
+def merged(section: Section, pairs: NDArray[np.int64]) -> Measured:
+    """Pairs of neighbours counted as one: for a method of places, half the counts in the middle."""
+    both, xy = merge_spots(section, pairs), places(section)[pairs]  # (P, 2, 2)
+    counts = np.asarray(both.counts.todense(), dtype=np.float64) / 2
+    features = stain_features(section, xy.reshape(-1, 2)).reshape(*pairs.shape, -1).mean(1)
+    return Measured(both, xy.mean(1), counts, features)
+
+
+def predict_spots(
+    section: Section, rows: NDArray[np.intp], known: Measured, top: NDArray[np.intp], given: Given
+) -> Predicted:
+    """What each method says of some spots: log-normalised values and expected counts, each `(2, S', TOP)`."""
+    xy, counts_of_top = places(section)[rows], known.counts[:, top]
+    target, depth = lognorm(known.counts)[:, top], known.counts.sum(1)
     found: Predicted = {}
 
     def as_counts(log: Floats, size: Floats) -> Floats:
         return np.expm1(np.maximum(log, 0)) / 1e4 * size[:, None]
 
-    linear_log = interpolate(xy[keep], target[keep], xy[out])
-    total = interpolate(xy[keep], depth[keep], xy[out])
-    found["linear interpolation"] = np.stack([linear_log, interpolate(xy[keep], observed[keep][:, top], xy[out])])
-    features = stain_features(section, xy)
-    features = StandardScaler().fit(features[keep]).transform(features)
-    alphas = np.logspace(0, 5, 11)
-    ridge_log = RidgeCV(alphas).fit(features[keep], target[keep]).predict(features[out])
-    seen = np.exp(RidgeCV(alphas).fit(features[keep], np.log1p(depth[keep])).predict(features[out]))
+    linear_log = interpolate(known.xy, target, xy)
+    total = interpolate(known.xy, depth, xy)
+    found["linear interpolation"] = np.stack([linear_log, interpolate(known.xy, counts_of_top, xy)])
+    scaler, alphas = StandardScaler().fit(known.features), np.logspace(0, 5, 11)
+    learnt, there = (scaler.transform(part) for part in (known.features, stain_features(section, xy)))
+    ridge_log = RidgeCV(alphas).fit(learnt, target).predict(there)
+    seen = np.exp(RidgeCV(alphas).fit(learnt, np.log1p(depth)).predict(there))
     found["H&E ridge regression"] = np.stack([ridge_log, as_counts(ridge_log, seen)])
     both = (ridge_log + linear_log) / 2
     found["mean of the two"] = np.stack([both, as_counts(both, np.sqrt(seen * np.maximum(total, 1)))])
-    process = gaussian_process(xy[keep], target[keep], xy[out])
-    size = gaussian_process(xy[keep], np.log1p(depth[keep])[:, None], xy[out])[:, 0]
+    process = gaussian_process(known.xy, target, xy)
+    size = gaussian_process(known.xy, np.log1p(depth)[:, None], xy)[:, 0]
     found["Gaussian process"] = np.stack([process, as_counts(process, np.exp(size))])
-    genes = section.genes.index[top]
-    for method, (mean, known) in model_means(section, keep, given).items():
-        columns = pd.Index(known).get_indexer(genes)
-        counts = np.where(columns >= 0, mean[out][:, columns], np.nan)  # a gene left out of training has no figure
-        found[method] = np.stack([lognorm(counts, mean[out].sum(1)), counts])
+    for method, (mean, genes) in model_means(section, known.section, given).items():
+        columns = pd.Index(genes).get_indexer(section.genes.index[top])
+        counts = np.where(columns >= 0, mean[rows][:, columns], np.nan)  # a gene left out of training has no figure
+        found[method] = np.stack([lognorm(counts, mean[rows].sum(1)), counts])
     return found
+
+
+def judge_pairs(name: str, section: Section, given: Given) -> pd.DataFrame:
+    """Share of right directions within merged pairs and likelihood of their spots: a row for each method and draw.
+
+    A direction is which spot of a pair has more of a gene's counts, or more of it in its log-normalised counts. The
+    dispersions are fitted to the pairs of the other draws.
+    """
+    observed = np.asarray(section.counts.todense(), dtype=np.float64)
+    top = np.argsort(-observed.sum(0), kind="stable")[:TOP]
+    draws = []
+    for k in range(given.folds):
+        pairs = neighbour_pairs(places(section), np.random.default_rng((given.seed, k)))
+        kept = given.out / f"{name}_pairs{k}.npz"
+        if not kept.exists():
+            np.savez(kept, **predict_spots(section, pairs.T.ravel(), merged(section, pairs), top, given))
+        with np.load(kept) as stored:
+            draws.append((pairs.T.ravel(), dict(stored)))
+    known = ~np.isnan(draws[0][1]["model, image alone"]).any((0, 1))
+    rows = []
+    for method in draws[0][1]:
+        for k, (at, said) in enumerate(draws):
+            others = [draw for i, draw in enumerate(draws) if i != k] or draws
+            width = fit_dispersion(
+                np.concatenate([observed[spots][:, top[known]] for spots, _ in others]),
+                np.concatenate([part[method][1][:, known] for _, part in others]),
+            )
+            seen, truth = observed[at][:, top[known]], lognorm(observed)[at][:, top[known]]
+            log, counts = said[method][:, :, known]
+            found = {"section": name, "method": method, "fold": k}
+            found["loglik"] = float(log_likelihood(seen, counts, width).mean())
+            for words, predicted, measured in (("right_counts", counts, seen), ("right_lognorm", log, truth)):
+                ahead = [np.sign(np.subtract(*np.split(part, 2))) for part in (predicted, measured)]
+                found[words] = float((ahead[0] == ahead[1])[ahead[1] != 0].mean())
+            rows.append(found)
+    return pd.DataFrame(rows)
 
 
 def judge(name: str, section: Section, given: Given) -> pd.DataFrame:
@@ -202,7 +262,8 @@ def judge(name: str, section: Section, given: Given) -> pd.DataFrame:
     for k in range(given.folds):
         started, kept = time.monotonic(), given.out / f"{name}_fold{k}.npz"
         if not kept.exists():
-            np.savez(kept, **predict_withheld(section, fold == k, top, given))
+            rows = np.flatnonzero(fold == k)
+            np.savez(kept, **predict_spots(section, rows, without(section, fold == k), top, given))
             print(f"{name}: fold {k + 1} of {given.folds}, {time.monotonic() - started:.0f} s", flush=True)
         with np.load(kept) as stored:
             parts.append(dict(stored))
@@ -227,7 +288,7 @@ def judge(name: str, section: Section, given: Given) -> pd.DataFrame:
 def compare(table: pd.DataFrame, best: str = "model, with field") -> pd.DataFrame:
     """Mean over folds of each score, and how much more the model with field has, with the standard error over folds."""
     rows = {}
-    for score in ("r_lognorm", "loglik"):
+    for score in [column for column in table if column not in ("section", "method", "fold")]:
         wide = table.pivot(index="fold", columns="method", values=score)
         more = wide[[best]].to_numpy() - wide
         rows |= {score: wide.mean(), f"{score}_se": wide.sem(), f"{score}_more": more.mean()}
@@ -318,7 +379,7 @@ def judge_bins(given: Given) -> pd.DataFrame:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [*SECTIONS, "bins"]
+    known = [*SECTIONS, *(f"{name}-merged" for name in SECTIONS), "bins"]
     parser.add_argument("sections", nargs="*", choices=[[], *known], metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data", help="folder of the data")
     parser.add_argument("--out", type=Path, default=Path("runs") / "super_resolution", help="folder to write")
@@ -328,20 +389,19 @@ def main() -> None:
     words = parser.parse_args()
     given = Given(words.out, words.steps, words.folds, words.seed)
     given.out.mkdir(parents=True, exist_ok=True)
-    tables = []
     for name in words.sections or known:
         if name == "bins":
             table = judge_bins(given)
-            table.to_csv(given.out / "bins.csv", index=False)
             print(table.round(3).to_string())
-            continue
-        store = given.out / f"{name}.zarr"
-        if not store.exists():
-            told = CASES[SECTIONS[name]].prepare(words.data, name)
-            run_stage(given.out, f"prepare_{name}", ["prepare", *told, "--out", str(store), "--name", name])
-        tables.append(judge(name, read_section(store), given))
-        print(f"{name}\n{compare(tables[-1]).round(3).to_string()}", flush=True)
-        pd.concat(tables).to_csv(given.out / "folds.csv", index=False)
+        else:
+            where, _, merge = name.partition("-")
+            store = given.out / f"{where}.zarr"
+            if not store.exists():
+                told = CASES[SECTIONS[where]].prepare(words.data, where)
+                run_stage(given.out, f"prepare_{where}", ["prepare", *told, "--out", str(store), "--name", where])
+            table = (judge_pairs if merge else judge)(where, read_section(store), given)
+            print(f"{name}\n{compare(table).round(3).to_string()}", flush=True)
+        table.to_csv(given.out / f"{name}.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/time_to_quality.py brca --schedules fixed drop_and_split extra --minutes 5
 
 Every training is a run of its own with the learning rate annealed to its budget, as a user gets it, so a curve over
-budgets is what a longer wait buys. `her2st` trains on C2 and C6 and predicts C3 from its image, `mob` on MOB1 and MOB2 and
+budgets is what a longer wait buys. `her2st` trains on C2 and C6 and predicts C3 from its image, `mob` on MOB1, MOB2 and
 predicts MOB3; `brca` trains on four fifths of the spots of visium_brca and predicts the others from the image.
 `--minutes 0` trains by the default rule: until the held-out score stops rising. OUT/runs.csv holds the figures,
 OUT/time_to_quality.png the curves; a run that is there is not trained again.

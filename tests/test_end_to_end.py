@@ -91,3 +91,10 @@ def test_a_finished_run_is_not_overwritten(work: Path) -> None:
     assert done.exit_code == 2
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_trained_run_is_a_sound_bundle(work: Path) -> None:
+    """What training leaves behind passes every offline check."""
+    done = superst("bundle", "check", work / "run")
+    assert "fault" not in done.stdout
+    assert "verify_net_in_out passes" in done.stdout

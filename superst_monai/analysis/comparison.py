@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from superst_monai.analysis.baselines import spot_histograms
-from superst_monai.analysis.evaluation import GeneChunk
+from superst_monai.analysis.law_scores import GeneChunk
 from superst_monai.data.platforms.assay import few
 from superst_monai.data.section import Section
 from superst_monai.errors import AlignmentError, AssayError, ResolutionError, RunError
+from superst_monai.inference.derived import without_calibration
 from superst_monai.inference.maps import Maps
 from superst_monai.inference.sums import Sums
 
@@ -50,6 +51,10 @@ class Comparison:
         """Parameters of the predictive law, some genes at a time."""
         for columns, sums in self._chunks(genes_per_chunk):
             yield GeneChunk(columns, sums.total_count, sums.logits[:, None])
+
+    def uncalibrated(self) -> Comparison:
+        """The same with the laws of counts before the run's recalibration."""
+        return replace(self, maps=without_calibration(self.maps))
 
     def histograms(self) -> NDArray[np.float64]:
         """Colour histograms of the spots `(S, F)`; the image may end a pixel before or after the maps."""

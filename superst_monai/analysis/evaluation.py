@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
+from superst_monai.analysis.law_scores import Counts, Floats, GeneChunk, dense, law_blocks
 from superst_monai.errors import ShapeError
-from superst_monai.model.predictive import coverage, score_counts
-
-Floats = NDArray[np.float64]
-Counts: TypeAlias = csr_matrix | NDArray[Any]
 
 TOP = 100  # genes in the blocks called top100: those with most UMIs observed
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # nominal coverages
 _CHUNK = 512  # genes scored at once
-
-
-class GeneChunk(NamedTuple):
-    """Samples of the negative binomial law of some genes at the observed spots; mean total_count * exp(logits)."""
-
-    genes: slice | NDArray[np.int64]  # columns of the observed counts, g of them
-    total_count: NDArray[Any]  # (N, S, g)
-    logits: NDArray[Any]  # broadcasts to (N, S, g)
 
 
 def lognorm(counts: NDArray[Any], total: NDArray[Any] | None = None) -> Floats:
@@ -87,7 +74,7 @@ def score_genes(predicted: NDArray[Any], observed: Counts, *, names: Sequence[st
     pieces = []
     for start in range(0, observed.shape[1], _CHUNK):
         genes = slice(start, start + _CHUNK)
-        said, seen = np.asarray(predicted[:, genes], dtype=np.float64), _dense(observed, genes)
+        said, seen = np.asarray(predicted[:, genes], dtype=np.float64), dense(observed, genes)
         varies = np.ptp(seen, axis=0) > 0
         spread = np.where(varies, ((seen - seen.mean(0)) ** 2).sum(0), np.nan)
         scores = {
@@ -128,6 +115,7 @@ def evaluate(
     *,
     sd: NDArray[Any] | None = None,
     samples: Iterable[GeneChunk] = (),
+    uncalibrated: Iterable[GeneChunk] | None = None,
     baselines: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     """Evaluate predicted counts of held-out spots; the result is ready for JSON.
@@ -136,12 +124,13 @@ def evaluate(
         mean, observed: expected counts and counts `(S, G)`, the latter dense or sparse.
         sd: predictive standard deviation `(S, G)`, of counts and not of their mean.
         samples: parameters of the predictive law, chunk by chunk so that memory stays bounded; each gene once.
+        uncalibrated: of the law before recalibration, if there was one.
         baselines: predictions `(S, G)` or `(G,)` by name, judged by the same scores.
 
     Returns:
         `n_spots`, `n_genes`, the blocks of `summarise`, `sd_ratio` (root mean squared error over root mean variance,
-        median over genes; 1 is honest), `nb_loglik_per_spot` [nats, all genes], `coverage` and `coverage_top100` of the
-        central 50 % and 90 % intervals, `coverage_curve` over LEVELS, and `baselines`. None: not given or not defined.
+        median over genes; 1 is honest), those of `law_scores.law_blocks`, the same of the law before recalibration in
+        `uncalibrated`, and `baselines`. None: not given or not defined.
 
     Raises:
         ShapeError: arrays differ in shape, or the samples do not hold each gene once.
@@ -151,15 +140,14 @@ def evaluate(
     _same_shape("sd", mean if sd is None else sd, observed)
     scores = score_genes(mean, observed)
     top = _top(scores["total"].to_numpy())
-    likelihood, covered = _score_samples(samples, observed)
     others = {name: np.broadcast_to(said, mean.shape) for name, said in (baselines or {}).items()}
     return {
         "n_spots": int(observed.shape[0]),
         "n_genes": int(observed.shape[1]),
         **_blocks(mean, observed, scores),
         "sd_ratio": _sd_ratio(mean, observed, sd, top),
-        "nb_loglik_per_spot": _number(likelihood),
-        **_coverage_blocks(covered, top),
+        **law_blocks(samples, observed, top),
+        "uncalibrated": None if uncalibrated is None else law_blocks(uncalibrated, observed, top),
         "baselines": {name: _blocks(said, observed, score_genes(said, observed)) for name, said in others.items()},
     }
 
@@ -168,26 +156,6 @@ def _blocks(predicted: NDArray[Any], observed: Counts, scores: pd.DataFrame) -> 
     """The blocks that model and baselines share."""
     totals = _row_sums(predicted)[:, None], _row_sums(observed)[:, None]
     return summarise(scores, float(gene_correlations(*totals)[0]))
-
-
-def _score_samples(samples: Iterable[GeneChunk], observed: Counts) -> tuple[float, Floats | None]:
-    """Log likelihood of a spot [nats] and coverage `(L, G)`, both means over spots; NaN and None without samples."""
-    n_spots, n_genes = observed.shape
-    likelihood, covered, seen = 0.0, np.zeros((len(LEVELS), n_genes)), np.zeros(n_genes, dtype=np.int64)
-    for chunk in samples:
-        scores = score_counts(_dense(observed, chunk.genes), chunk.total_count, chunk.logits)
-        likelihood += float(scores.log_mass.sum()) / n_spots
-        for row, level in enumerate(LEVELS):
-            covered[row, chunk.genes] = coverage(scores.lower, scores.upper, [level])[0].mean(0)
-        np.add.at(seen, np.arange(n_genes)[chunk.genes], 1)
-    if not seen.any():
-        return math.nan, None
-    if (seen != 1).any():
-        raise ShapeError(
-            f"samples must hold each of the {n_genes} genes once, got {int((seen == 0).sum())} missing and "
-            f"{int((seen > 1).sum())} repeated; chunk range(G) without gaps."
-        )
-    return likelihood, covered
 
 
 def _sd_ratio(
@@ -199,7 +167,7 @@ def _sd_ratio(
     ratio = np.full(observed.shape[1], np.nan)
     for start in range(0, observed.shape[1], _CHUNK):
         genes = slice(start, start + _CHUNK)
-        error = ((np.asarray(mean[:, genes], dtype=np.float64) - _dense(observed, genes)) ** 2).sum(0)
+        error = ((np.asarray(mean[:, genes], dtype=np.float64) - dense(observed, genes)) ** 2).sum(0)
         variance = (np.asarray(sd[:, genes], dtype=np.float64) ** 2).sum(0)
         ratio[genes] = np.where(variance > 0, np.sqrt(error / np.where(variance > 0, variance, 1.0)), np.nan)
     return {"top100": _quartiles(ratio[top])["median"], "all": _quartiles(ratio)["median"]}
@@ -218,26 +186,9 @@ def _quartiles(values: NDArray[Any]) -> dict[str, float | int | None]:
     return {**said, "n_genes": len(values), "n_undefined": len(values) - len(defined)}
 
 
-def _coverage_blocks(covered: Floats | None, top: NDArray[np.int64]) -> dict[str, Any]:
-    """Coverage over all and over the top genes: two points by name, and the curve `(L, G)` averaged over genes."""
-    curve = {} if covered is None else {"all": covered.mean(1).tolist(), "top100": covered[:, top].mean(1).tolist()}
-    named = {"coverage": "all", "coverage_top100": "top100"}
-    points = {
-        block: {str(round(100 * level)): curve[part][LEVELS.index(level)] if curve else None for level in (0.5, 0.9)}
-        for block, part in named.items()
-    }
-    return {**points, "coverage_curve": {"nominal": list(LEVELS), **curve}}
-
-
 def _number(value: float) -> float | None:
     """The number for JSON, which knows neither NaN nor infinity."""
     return float(value) if math.isfinite(value) else None
-
-
-def _dense(counts: Counts, genes: slice | NDArray[np.int64]) -> Floats:
-    """Some columns of the counts, dense `(S, g)`."""
-    chunk = counts[:, genes]
-    return np.asarray(chunk if isinstance(chunk, np.ndarray) else chunk.toarray(), dtype=np.float64)
 
 
 def _row_sums(counts: Counts) -> Floats:

@@ -1,8 +1,8 @@
-"""One figure of an evaluation: totals of spots, correlations of genes beside the baselines', coverage of intervals."""
+"""One figure of an evaluation: totals of spots, correlations of genes, coverage of intervals and PIT of counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,14 @@ def evaluation_figure(
         scores: tables of `evaluation.score_genes` by name, "model" first, then the baselines.
 
     Returns:
-        Figure of three panels, 14 x 4.6 inches.
+        Figure of four panels, 18.5 x 4.6 inches.
     """
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    totals, genes, intervals = figure.subplots(1, 3)
+    figure = Figure(figsize=(18.5, 4.6), layout="constrained")
+    totals, genes, intervals, transforms = figure.subplots(1, 4)
     _draw_totals(totals, predicted_total, observed_total, result["depth"])
     _draw_correlations(genes, scores)
     _draw_coverage(intervals, result)
+    _draw_pit(transforms, result)
     figure.suptitle(f"Held-out spots: {result['n_spots']:,} spots, {result['n_genes']:,} genes")
     return figure
 
@@ -84,16 +85,38 @@ def _draw_correlations(axes: Axes, scores: Mapping[str, pd.DataFrame]) -> None:
 
 def _draw_coverage(axes: Axes, result: Mapping[str, Any]) -> None:
     """Plot observed against nominal coverage of central predictive intervals; below the line is overconfident."""
-    curve = result["coverage_curve"]
-    nominal = 100 * np.array(curve["nominal"])
     axes.plot([0, 100], [0, 100], color="black", linewidth=1, linestyle="--", label="honest")
-    for part, label, colour in (("all", "all genes", _COLOURS[0]), ("top100", "100 highest genes", _COLOURS[1])):
-        if part in curve:
-            observed = 100 * np.array(curve[part], dtype=float)
-            axes.plot(nominal, observed, marker="o", markersize=5, color=colour, label=label)
-    if "all" not in curve:
+    for part, label, colour, law, style in _laws(result):
+        curve = law["coverage_curve"]
+        nominal, observed = (100 * np.array(curve[key], dtype=float) for key in ("nominal", part))
+        axes.plot(nominal, observed, marker="o", markersize=4, color=colour, linestyle=style, label=label)
+    if "all" not in result["coverage_curve"]:
         axes.text(50, 25, "no predictive samples given", ha="center")
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set(xlabel="nominal coverage of central interval [%]", ylabel="observed coverage [% of counts]")
     axes.set_title("Calibration: below the line is overconfident")
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+
+
+def _draw_pit(axes: Axes, result: Mapping[str, Any]) -> None:
+    """Draw the PIT histograms: flat is honest, a valley overconfident, a hill underconfident, a slope biased."""
+    for part, label, colour, law, style in _laws(result):
+        share = np.array(law["pit"][part])
+        axes.stairs(share * len(share), np.linspace(0, 1, len(share) + 1), color=colour, linestyle=style, label=label)
+    axes.axhline(1, color="black", linewidth=1, linestyle="--", label="honest")
+    if not result["pit"]:
+        axes.text(0.5, 0.5, "no predictive samples given", ha="center")
+    axes.set(xlim=(0, 1), xlabel="probability integral transform of the count", ylabel="density of counts")
+    axes.set_ylim(bottom=0)
+    axes.set_title("PIT: a valley is overconfident, a slope biased")
+    axes.legend(loc="lower center", frameon=False, fontsize=8)
+
+
+def _laws(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any], str]]:
+    """Genes, label, colour, scores and line style of each law that there are scores of."""
+    before = result["uncalibrated"]
+    laws = [(result, "", "-")] if before is None else [(result, ", recalibrated", "-"), (before, ", before", ":")]
+    for part, genes, colour in (("all", "all genes", _COLOURS[0]), ("top100", "100 highest genes", _COLOURS[1])):
+        for law, when, style in laws:
+            if part in law["pit"]:
+                yield part, genes + when, colour, law, style

@@ -38,7 +38,8 @@ def evaluate_maps(
 
     Returns:
         The blocks of `evaluation.evaluate`; `maps`, `truth`, `mpp`; `n_genes_left_out` of `maps` and `truth`;
-        `n_spots_without_pixels`; `trained_on_truth` (None: not known); `baselines` of which each is None when it could
+        `n_spots_without_pixels`; `trained_on_truth` and `counts_used` (None: not known); `calibration` that the maps
+        contain (None: none); `baselines` of which each is None when it could
         not be fitted; and `notes`, one sentence each.
 
     Raises:
@@ -50,7 +51,15 @@ def evaluate_maps(
     out = make_folder(out_dir)
     trained, baselines, notes = _learn_from_run(both, truth_path)
     mean, sd = both.moments(genes_per_chunk)
-    result = evaluate(mean, both.observed, sd=sd, samples=both.samples(genes_per_chunk), baselines=baselines)
+    calibration = maps.record.get("calibration")
+    result = evaluate(
+        mean,
+        both.observed,
+        sd=sd,
+        samples=both.samples(genes_per_chunk),
+        uncalibrated=None if calibration is None else both.uncalibrated().samples(genes_per_chunk),
+        baselines=baselines,
+    )
     n_genes = len(both.genes)
     result |= {
         "maps": str(maps_path.resolve()),
@@ -59,8 +68,10 @@ def evaluate_maps(
         "n_genes_left_out": {"maps": len(maps.genes) - n_genes, "truth": truth.n_genes - n_genes},
         "n_spots_without_pixels": truth.n_spots - len(both.rows),
         "trained_on_truth": trained,
+        "counts_used": maps.record.get("counts_used"),
+        "calibration": calibration,
         "baselines": {name: result["baselines"].get(name) for name in BASELINES},
-        "notes": [*notes, *_left_out(both)],
+        "notes": [*notes, *_seen(both), *_left_out(both)],
     }
     _write(out, both, result, mean, sd, baselines)
     return result
@@ -81,6 +92,16 @@ def _learn_from_run(both: Comparison, truth_path: Path) -> tuple[bool | None, di
     except RunError as exc:
         return trained, {}, [*notes, f"no baselines: {exc}"]
     return trained, fitted.predict(both.histograms()), notes
+
+
+def _seen(both: Comparison) -> list[str]:
+    """A sentence on maps that took in counts of the section; only withheld spots tell how good a prediction is."""
+    if not both.maps.record.get("counts_used"):
+        return []
+    return [
+        f"the maps use counts of {both.section.name} (its field): unless the field was fitted without these spots, "
+        "neither correlation nor coverage is that of held-out counts."
+    ]
 
 
 def _left_out(both: Comparison) -> list[str]:
@@ -126,6 +147,8 @@ def _title(result: Mapping[str, Any]) -> str:
     """What the figure is of; spots are called held out only if the run is known not to have seen them."""
     kind = {True: "Spots of a training section", False: "Spots of a held-out section"}
     what = kind.get(result["trained_on_truth"], "Spots (whether the run was trained on them is not known)")
+    if result["counts_used"]:
+        what += ", whose counts the maps use"
     return f"{what}: {result['n_spots']:,} spots, {result['n_genes']:,} genes"
 
 

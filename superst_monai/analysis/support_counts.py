@@ -166,6 +166,7 @@ def _table(
         "source": maps.record["source"],
         "mpp": maps.mpp,
         "samples": maps.n_samples,
+        "dispersion": maps.dispersion,
         "units": {layer: LAYERS[layer] for layer in layers},
         "notes": np.array(notes, dtype=str),
         "command": command,

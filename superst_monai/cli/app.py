@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from superst_monai.cli.analyze import app as analyze
+from superst_monai.cli.bundle import app as bundle
+from superst_monai.cli.experiment import app as experiment
 from superst_monai.cli.export import export
 from superst_monai.cli.fields import fit_section
 from superst_monai.cli.inspection import inspect_store
@@ -64,4 +66,6 @@ add_command(
     example="superst export B7.maps.zarr --to cells --objects B7.geojson --genes CD3E --out B7.h5ad",
 )
 app.add_typer(analyze, name="analyze")
+app.add_typer(bundle, name="bundle")
+app.add_typer(experiment, name="experiment")
 add_command(app, "inspect", inspect_store, example="superst inspect A1.zarr --out A1.png")

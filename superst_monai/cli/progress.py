@@ -62,6 +62,37 @@ class Progress:
         self._tenth = max(tenth, self._tenth)
 
 
+class Steps:
+    """Shows the steps of a long job one after the other; call it with the step's name, share done and seconds spent.
+
+    Args:
+        console: as of `Progress`.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Draw nothing yet."""
+        self._console = console
+        self._step: Progress | None = None
+
+    def __enter__(self) -> Self:
+        """Wait for the first step."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        if self._step is not None:
+            self._step.__exit__(kind, error, trace)
+
+    def __call__(self, name: str, share: float, seconds: float) -> None:
+        """Show how far a step is; a new name ends the step before."""
+        if self._step is None or self._step.what != name:
+            self.__exit__(None, None, None)
+            self._step = Progress(name, console=self._console).__enter__()
+        self._step(share, seconds)
+
+
 def clock(seconds: float) -> str:
     """A duration as people say it: 45 s, 3:05 min, 2:10 h."""
     whole = round(seconds)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from superst_monai.cli.cohorts import list_slides, only_source, predict_many
 from superst_monai.cli.kernel import given
 from superst_monai.cli.options import (
     Folder,
@@ -25,36 +26,58 @@ MapsPath = Annotated[Path, typer.Argument(metavar="MAPS.zarr", help="Posterior m
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of superst train.")],
-    source: Annotated[Path, typer.Argument(metavar="SECTION_OR_SLIDE", help="Prepared section, or any slide.")],
-    out: Annotated[Path, typer.Option("--out", help="Maps to write, a folder that ends in .zarr.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Maps to write, a folder that ends in .zarr; any other, for those of many.")
+    ],
+    sources: Annotated[
+        list[Path] | None, typer.Argument(metavar="SECTION_OR_SLIDE", help="Prepared sections, or any slides.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Posterior samples.", show_default="10")] = None,
     condition: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=LEVEL", help="Level of a covariate on this slide; repeatable.", show_default=False),
+        typer.Option(metavar="NAME=LEVEL", help="Level of a covariate on the slides; repeatable.", show_default=False),
     ] = None,
     slide_mpp: SlideMpp = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a prediction of the same arguments that was broken off.")
+        bool, typer.Option("--resume", help="Go on with a prediction that was broken off; that of many always does.")
     ] = False,
     no_field: Annotated[
         bool, typer.Option("--no-field", help="Of a measured section, predict from histology alone.")
     ] = False,
+    slides: Annotated[
+        Path | None,
+        typer.Option(help="List of slides: a path a line (.txt), or columns slide, name, mpp, covariates (.csv)."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster that predicts the slides.", show_default="none")
+    ] = None,
 ) -> None:
     """Predict the expression of every gene at the resolution of the image, with its uncertainty."""
+    source = only_source(sources, out, slides=slides, scheduler=scheduler)
+    conditions = pairs(condition, "--condition")
+    settings = given(samples=samples, seed=seed) | {"overwrite": overwrite, "use_field": not no_field}
+    if source is None:
+        cohort = list_slides(sources, slides, slide_mpp=slide_mpp, conditions=conditions)
+        predict_many(run, cohort, out, scheduler=scheduler, settings=settings)
+        return
     require_inputs(RUN=run, SECTION_OR_SLIDE=source)
     require_store_name(out, overwrite=overwrite)
-    conditions = pairs(condition, "--condition")
     if slide_mpp is not None and source.suffix == ".zarr":
         raise RunError(f"--slide-mpp is for a slide, but {source} is a section with its own; leave it out.")
+    settings |= given(conditions=conditions or None) | {"resume": resume}
+    _predict_one(run, source, out, slide_mpp=slide_mpp, settings=settings)
+
+
+def _predict_one(run: Path, source: Path, out: Path, *, slide_mpp: float | None, settings: dict[str, Any]) -> None:
+    """Predict one slide or section into one store."""
     from superst_monai.cli.progress import Progress
     from superst_monai.inference.canvas import open_source
     from superst_monai.inference.run import load_run
     from superst_monai.inference.slide_map import predict as write_maps
     from superst_monai.transforms.tissue import find_tissue
 
-    settings = given(samples=samples, seed=seed, conditions=conditions or None)
     trained = load_run(run)
     with open_source(source, slide_mpp=slide_mpp) as opened, Progress("predicting") as show:
         write_maps(
@@ -65,9 +88,6 @@ def predict(
             show=show,
             tell=lambda text: typer.echo(f"note: {text}", err=True),
             find_tissue=find_tissue,
-            overwrite=overwrite,
-            resume=resume,
-            use_field=not no_field,
             **settings,
         )
     typer.echo(f"wrote {out}; next: superst maps {out} --genes A,B --out figures")
@@ -112,8 +132,12 @@ def evaluate(
         "R2, top 100",
     )
     show_rows(f"{result['n_spots']} spots, {result['n_genes']} genes; median over genes", headings, rows)
-    covered = ", ".join(f"{level} % interval covers {_percent(v)}" for level, v in result["coverage"].items())
-    typer.echo(f"{covered}; log likelihood {_number(result['nb_loglik_per_spot'])} nats per spot")
+    before, calibration = result["uncalibrated"], result["calibration"]
+    laws = {"not recalibrated": result}
+    if before is not None:
+        laws = {f"recalibrated by {calibration['factor']:g}": result, "before recalibration": before}
+    points = ("coverage", "50 %, top 100", "50 %, all", "90 %, top 100", "90 %, all", "log likelihood, nat per spot")
+    show_rows("Counts within their central intervals", points, [_covered(name, law) for name, law in laws.items()])
     typer.echo(f"wrote {out}: evaluation.json, genes.csv, predicted.h5ad, evaluation.png")
 
 
@@ -121,6 +145,13 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     """Scores of the model or of a baseline."""
     medians = [found[kind][part]["median"] for kind in ("raw", "lognorm") for part in ("top100", "all")]
     return (name, *map(_number, [*medians, found["depth"], found["r2"]["top100"]]))
+
+
+def _covered(name: str, law: dict[str, Any]) -> tuple[str, ...]:
+    """Coverage and likelihood of a law of counts."""
+    points = [law[part][level] for level in ("50", "90") for part in ("coverage_top100", "coverage")]
+    likelihood = law["nb_loglik_per_spot"]
+    return (name, *map(_percent, points), "-" if likelihood is None else f"{likelihood:,.1f}")
 
 
 def _number(value: float | None) -> str:

@@ -67,11 +67,23 @@ def train(
     limits = given(epochs=epochs, minutes=minutes)
     with if_interrupted(lambda: kept(out)), Progress("training") as show:
         folder = run(sections or [], out, resume=resume, show=show, **limits, **settings)
+    complete(folder)
+    typer.echo(f"wrote {folder}; next: superst predict {folder} SECTION_OR_SLIDE --out MAPS.zarr")
+
+
+def complete(folder: Path) -> None:
+    """Fit what a trained run keeps beside its weights: the fields of its sections, and the width of its intervals."""
+    from superst_monai.cli.progress import Progress
+    from superst_monai.inference.calibrate import calibrate_run
+    from superst_monai.inference.calibration import in_words
     from superst_monai.inference.field_store import fit_training_fields
 
     with Progress("fitting fields") as show_fields:
         fit_training_fields(folder, show=show_fields)
-    typer.echo(f"wrote {folder}; next: superst predict {folder} SECTION_OR_SLIDE --out MAPS.zarr")
+    with Progress("recalibrating") as show_spots:
+        found = calibrate_run(folder, show=show_spots, tell=lambda text: typer.echo(f"note: {text}", err=True))
+    for mode, calibration in found.items():
+        typer.echo(in_words(mode, calibration))
 
 
 def check_sections(sections: list[Path], *, resume: bool) -> None:

@@ -19,6 +19,7 @@ from superst_monai.errors import AlignmentError, AssayError, ResolutionError, Sh
 from superst_monai.types import Region
 
 SPOT_COLUMNS = ("x_um", "y_um", "radius_um")
+SECOND_PART = ("x2_um", "y2_um")
 SHAPES = ("circle", "square")
 _ROUNDING = 1e-6  # of float32: half a pixel of tissue is not more than half
 TissueFinder = Callable[[NDArray[np.uint8], float], NDArray[np.bool_]]
@@ -34,7 +35,8 @@ class Section:
         image: `(H, W, 3)` uint8.
         tissue: `(H, W)` bool.
         counts: raw counts `(S, G)` int32; S = G = 0 for a slide alone.
-        spots: S rows named by barcode: x_um, y_um, radius_um (half the side of a square) and further columns.
+        spots: S rows named by barcode: x_um, y_um, radius_um (half the side of a square) and further columns. With
+            the columns of SECOND_PART a spot has two parts of that size, counted together: merged spots.
         genes: G rows named by gene, column gene_id.
         slide: properties of the slide.
         platform: "visium", "st", "h5ad", or "slide" for a slide alone.

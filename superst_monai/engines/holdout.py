@@ -15,6 +15,26 @@ from superst_monai.model.first_values import fit_baseline
 from superst_monai.model.thinning import thin_counts
 
 Ints = NDArray[np.int64]
+BLOCK = 4
+"""Withheld spots in one block, if nothing else is asked for."""
+
+
+def withheld_spots(
+    xy_um: Sequence[NDArray[np.float64]], share: float, *, block: int = BLOCK, seed: int
+) -> list[list[Ints]]:
+    """The blocks of spots of each section that a run of this seed withholds.
+
+    Args:
+        xy_um: centres of the spots of each section `(S, 2)` [um], in the order of the run.
+        share: of the spots of each, in [0, 1).
+        block: spots in a block.
+        seed: of the run.
+
+    Returns:
+        For each section the row numbers of each block, see `held_out_blocks`.
+    """
+    rng = np.random.default_rng(seed)
+    return [held_out_blocks(xy, share, block=block, rng=rng) for xy in xy_um]
 
 
 def held_out_blocks(xy_um: NDArray[np.float64], share: float, *, block: int, rng: np.random.Generator) -> list[Ints]:

@@ -18,7 +18,7 @@ from scipy import sparse
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 from superst_monai.engines.genes import select_genes
-from superst_monai.engines.holdout import held_out_blocks, split_counts
+from superst_monai.engines.holdout import BLOCK, split_counts, withheld_spots
 from superst_monai.errors import ResolutionError, RunError
 from superst_monai.model.first_values import fit_baseline, set_first_values
 from superst_monai.model.metagenes import factorised_profiles
@@ -70,7 +70,7 @@ class TrainingData:
         min_counts: int = 50,
         exclude_genes: str = r"(?i)(mt-|rp[ls])",
         val_share: float = 0.1,
-        val_block: int = 4,
+        val_block: int = BLOCK,
         val_umis: float = 0.05,
         augmentation: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -97,11 +97,8 @@ class TrainingData:
         self.genes = select_genes(self.sections, min_counts=min_counts, exclude=exclude_genes)
         self.covariate_columns = dict(covariates or {})
         self.levels = section_levels(self.sections, self.covariate_columns)
-        rng = np.random.default_rng(seed)
-        self.held_out = [
-            held_out_blocks(s.spots[["x_um", "y_um"]].to_numpy(np.float64), val_share, block=val_block, rng=rng)
-            for s in self.sections
-        ]
+        xy_um = [s.spots[["x_um", "y_um"]].to_numpy(np.float64) for s in self.sections]
+        self.held_out = withheld_spots(xy_um, val_share, block=val_block, seed=seed)
 
     @property
     def n_genes(self) -> int:

@@ -22,6 +22,7 @@ from superst_monai.data.store import write_section
 from superst_monai.engines.run_folder import RunFolder
 from superst_monai.engines.workflow import train
 from superst_monai.errors import RunError
+from superst_monai.inference.field_store import fit_training_fields, load_prior
 from superst_monai.inference.maps import Maps, open_maps
 from superst_monai.inference.run import load_run
 from superst_monai.inference.slide_map import predict
@@ -87,6 +88,11 @@ class ExperimentFolder:
         shutil.rmtree(folder, ignore_errors=True)
         return train(sections, folder, show=self._step(f"training {name}"), **arguments)
 
+    def fit_fields(self, run: Path) -> None:
+        """Fit the fields of the training sections of a run, if it has not all of them."""
+        if load_prior(load_run(run)) is None:
+            fit_training_fields(run, show=self._step(f"fitting fields of {run.name}"))
+
     def maps(self, name: str, run: Path, source: Section | Slide, **arguments: Any) -> Maps:
         """The posterior maps `maps/NAME.zarr`, drawn if they are not there. `arguments` as of `slide_map.predict`."""
         store = make_folder(self.path / "maps") / f"{name}.zarr"
@@ -95,6 +101,10 @@ class ExperimentFolder:
             show = self._step(f"predicting {name}")
             predict(load_run(run), source, store, resume=resume, show=show, tell=lambda _: None, **arguments)
         return open_maps(store)
+
+    def forget_maps(self, name: str) -> None:
+        """Remove `maps/NAME.zarr` once its numbers are a part."""
+        shutil.rmtree(self.path / "maps" / f"{name}.zarr", ignore_errors=True)
 
     def part(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The numbers `parts/NAME.json`, computed if they are not there."""

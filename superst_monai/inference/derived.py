@@ -1,4 +1,4 @@
-"""Posterior maps of other quantities that, like a gene, are sums over the metagenes of a pixel."""
+"""Maps that derive from others: of quantities that, like a gene, sum over metagenes, or with another law of counts."""
 
 from __future__ import annotations
 
@@ -35,4 +35,15 @@ def with_rates(maps: Maps, names: Sequence[str], rates: NDArray[np.floating]) ->
         changed.log_rate = np.log(rates).astype(np.float32)  # minus infinity where there is none
     changed.logit = np.zeros((maps.n_samples, len(names)), np.float32)
     changed._index = {name: i for i, name in enumerate(names)}
+    return changed
+
+
+def without_calibration(maps: Maps) -> Maps:
+    """The same maps with the laws of counts that the model has, before the run's recalibration.
+
+    Args:
+        maps: stays as it is; pixels and cache are shared.
+    """
+    changed = copy.copy(maps)
+    changed.record = {**maps.record, "calibration": None}
     return changed

@@ -15,6 +15,9 @@ from superst_monai.inference.section_field import SectionField, modulate
 from superst_monai.model.field import FieldGrid
 
 Floats = NDArray[np.float32]
+COMPOSITION_SHARE = 0.5
+"""Of the prior deviation of the logits on a slide without counts. The whole of it widens no interval that matters
+(held-out log likelihood -10,682 nat against -10,687, docs/benchmarks.md) and makes the mean of ten samples noisy."""
 _FIELD_STREAM = 2  # spawn key beside those of z and the global variables
 
 
@@ -67,26 +70,27 @@ class FieldDraws:
 
     @classmethod
     def of_section(cls, field: SectionField, *, samples: int, seed: int, mpp: float) -> FieldDraws:
-        """Draws from the posterior; sample n of a seed is the same whatever N."""
-        streams = (_stream(seed, n) for n in range(samples))
-        nodes = [field.mean + field.sd * rng.standard_normal(field.mean.shape, np.float32) for rng in streams]
+        """Draws from the posterior; sample n of a seed is the same whatever N, and 2i and 2i + 1 mirror each other."""
+        streams = [_stream(seed, pair) for pair in range(-(-samples // 2))]
+        noise = field.grid.posterior_noise(field.sd, field.log_precision.astype(np.float64), streams)
+        nodes = [field.mean + (-1) ** n * noise[n // 2] for n in range(samples)]
         return cls(field.grid, nodes, mpp=mpp, rate_effect=field.rate_effect, logit_effect=field.logit_effect)
 
     @classmethod
     def of_prior(cls, prior: FieldPrior, shape: tuple[int, int], *, samples: int, seed: int, mpp: float) -> FieldDraws:
         """Draws from the prior over a map `(H, W)`: what no image tells, as uncertainty.
 
-        Samples 2i and 2i + 1 see opposite fields, so that the mean over samples hardly feels them. Half its variance
-        is taken off the field of the log scale, so that it changes no expected size: E exp(u - v / 2) = 1.
+        Samples 2i and 2i + 1 see opposite fields, and at each node the sizes of all samples have the mean 1, so that
+        the mean of the map hardly feels the draws. The field of the logits has COMPOSITION_SHARE of its deviation.
         """
         grid = prior.grid_over(shape, mpp)
-        excess = 0.5 * np.exp(-prior.log_precision[-1]) * grid.variance
-        nodes = []
-        for n in range(samples):
-            field = (-1) ** n * grid.prior_sample(prior.log_precision.astype(np.float64), _stream(seed, n // 2))
-            field[-1] -= excess
-            nodes.append(field)
-        return cls(grid, nodes, mpp=mpp)
+        draws = (
+            grid.prior_sample(prior.log_precision.astype(np.float64), _stream(seed, n // 2)) for n in range(samples)
+        )
+        nodes = np.stack([(-1) ** n * field for n, field in enumerate(draws)])  # (N, K + 1, height, width)
+        nodes[:, :-1] *= COMPOSITION_SHARE
+        nodes[:, -1] -= np.log(np.exp(nodes[:, -1]).mean(axis=0))
+        return cls(grid, list(nodes), mpp=mpp)
 
     @property
     def sha256(self) -> str:

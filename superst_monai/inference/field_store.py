@@ -31,6 +31,11 @@ def _field_file(run: Run, name: str) -> Path:
     return run.path / "fields" / (re.sub(r"[^\w.-]", "_", name) + ".pt")
 
 
+def has_field(run: Run, section: Section) -> bool:
+    """Whether a run keeps a field of a section of this name, and the section has counts."""
+    return section.has_counts and field_path(run, section).is_file()
+
+
 def save_field(run: Run, section: Section, field: SectionField) -> Path:
     """Write a field into its run folder, tensors only, whole or not at all.
 
@@ -57,10 +62,10 @@ def load_field(run: Run, section: Section) -> SectionField | None:
     Raises:
         RunError: the file is damaged, or belongs to other counts or other weights.
     """
-    path = field_path(run, section)
-    if not section.has_counts or not path.is_file():
+    if not has_field(run, section):
         return None
-    field, belongs = _read_field(path)
+    path = field_path(run, section)
+    field, belongs = read_field(path)
     if not torch.equal(belongs, _fingerprint(run, section)):
         raise RunError(
             f"{path} was fitted to other counts of a section named {section.name}, or under other weights of the run; "
@@ -69,8 +74,8 @@ def load_field(run: Run, section: Section) -> SectionField | None:
     return field
 
 
-def _read_field(path: Path) -> tuple[SectionField, Tensor]:
-    """A field and the fingerprint of what it belongs to."""
+def read_field(path: Path) -> tuple[SectionField, Tensor]:
+    """A field and the fingerprint `(32,)` uint8 of what it belongs to; refuses (RunError) a damaged file."""
     try:
         state: dict[str, Tensor] = torch.load(path, weights_only=True)
         belongs = state.pop("belongs_to")
@@ -92,7 +97,7 @@ def load_prior(run: Run) -> FieldPrior | None:
     files = [_field_file(run, name) for name in names]
     if not files or not all(file.is_file() for file in files):
         return None
-    return FieldPrior.of([_read_field(file)[0] for file in files])
+    return FieldPrior.of([read_field(file)[0] for file in files])
 
 
 def _fingerprint(run: Run, section: Section) -> Tensor:

@@ -1,4 +1,4 @@
-"""The inferer that lets MONAI's evaluator, and so a bundle's `inference.yaml`, drive `predict`."""
+"""The inferer that lets MONAI's evaluator, and so a bundle's `inference.yaml`, drive `predict` or run the network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
+from torch import Tensor
 
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import open_source
@@ -18,7 +19,7 @@ from superst_monai.types import Key
 
 
 class PosteriorMapsInferer(Inferer):
-    """Writes posterior maps of the source that it is called with.
+    """Writes posterior maps of the source that it is called with; of images in memory it gives the scaled activity.
 
     Args:
         run_dir: run folder, whose genes, resolution and record belong to the network.
@@ -34,19 +35,23 @@ class PosteriorMapsInferer(Inferer):
         self.slide_mpp = slide_mpp
         self.options = options
 
-    def __call__(self, inputs: Any, network: Callable[..., Any], *_: Any, **__: Any) -> Path:
+    def __call__(self, inputs: Any, network: Callable[..., Any], *_: Any, **__: Any) -> Path | Tensor:
         """Predict.
 
         Args:
-            inputs: path of a section's `.zarr` store or of a slide.
-            network: with the run's weights.
+            inputs: path of a section's `.zarr` store or of a slide; or images in memory `(B, 3, H, W)`, as
+                `transforms.network_image.NetworkImaged` gives them.
+            network: with the run's weights; for images also an export of it.
 
         Returns:
-            Path of the maps.
+            Path of the maps; of images the scaled activity at the posterior mean `(B, K, H, W)` [1/px].
 
         Raises:
             RunError: the network is no FusionVAE, no output is named, or whatever `predict` refuses.
         """
+        if isinstance(inputs, Tensor):
+            activity: Tensor = network(inputs)
+            return activity
         if not isinstance(network, FusionVAE):
             raise RunError(
                 f"posterior maps need the FusionVAE of the run, got {type(network).__name__}; "
@@ -64,7 +69,10 @@ class PosteriorMapsInferer(Inferer):
 
 def prepare_source(
     batch: Mapping[str, Any], device: str | torch.device | None = None, non_blocking: bool = False, **_: Any
-) -> tuple[str, None]:
-    """Take the one source of a batch: a path, which stays where it is."""
-    [source] = batch[Key.IMAGE.value]
+) -> tuple[str | Tensor, None]:
+    """Take the one source of a batch: a path, which stays where it is, or images in memory, which move to `device`."""
+    images = batch[Key.IMAGE.value]
+    if isinstance(images, Tensor):
+        return images.to(device=device, non_blocking=non_blocking), None
+    [source] = images
     return str(source), None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +15,12 @@ from scipy import sparse
 
 from superst_monai.data.section import Section
 from superst_monai.errors import AlignmentError, RunError
+from superst_monai.inference.gene_names import find_genes
 from superst_monai.inference.maps_store import open_store, read_effects, read_genes
 from superst_monai.inference.rates import Effects
 from superst_monai.inference.sample_tiles import Place, SampleTiles
 from superst_monai.inference.sums import Sums, checked_label
-from superst_monai.transforms.labels import draw_spots
+from superst_monai.transforms.labels import draw_section
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,6 +72,11 @@ class Maps:
         self.n_samples, self.n_metagenes, *sides = self._pixels.shape
         self.shape = (sides[0], sides[1])
         self._index = {gene: i for i, gene in enumerate(self.genes)}
+
+    @property
+    def dispersion(self) -> float:
+        """Factor of the run's recalibration that the laws of counts contain, see `model/dispersion`; 1 without one."""
+        return float((self.record.get("calibration") or {}).get("factor", 1.0))
 
     @cached_property
     def tissue(self) -> NDArray[np.bool_]:
@@ -248,8 +253,7 @@ class Maps:
             AlignmentError: section and maps differ in extent.
         """
         self._check_section(section)
-        x, y, radius = (section.spots[c].to_numpy(np.float64) / self.mpp for c in ("x_um", "y_um", "radius_um"))
-        return draw_spots(x, y, radius, self.shape, square=section.shape == "square")
+        return draw_section(section, self.mpp, self.shape)
 
     def to_px0(self, row: ArrayLike, col: ArrayLike) -> tuple[Any, Any]:
         """Centre (x_px0, y_px0) of pixels [level-0 px of the slide]."""
@@ -269,23 +273,11 @@ class Maps:
     def _sums(self, sizes: Floats, columns: NDArray[np.int64]) -> Sums:
         """Count laws of supports of known sizes `(N, S, K)`."""
         total = sizes @ np.exp(self.log_rate[:, :, columns])  # (N, S, G)
-        return Sums([self.genes[g] for g in columns], total, self.logit[:, columns])
+        return Sums([self.genes[g] for g in columns], total, self.logit[:, columns]).dispersed(self.dispersion)
 
     def _columns(self, genes: Sequence[str] | None) -> NDArray[np.int64]:
-        """Positions of genes; all unknown names are reported at once, with those they may have meant."""
-        if genes is None:
-            return np.arange(len(self.genes))
-        unknown = [g for g in genes if g not in self._index]
-        if unknown:
-            hints = "; ".join(f"{g!r}{self._hint(g)}" for g in unknown[:10])
-            raise RunError(f"the run has {len(self.genes)} genes, but not {hints}; see .genes for all names.")
-        return np.array([self._index[g] for g in genes], dtype=np.int64)
-
-    def _hint(self, name: str) -> str:
-        """Names much like one that is unknown."""
-        folded = {gene.casefold(): gene for gene in self.genes}
-        near = [folded[found] for found in difflib.get_close_matches(str(name).casefold(), folded)]
-        return f" (did you mean {', '.join(near)}?)" if near else ""
+        """Positions of genes; raises RunError for unknown ones."""
+        return find_genes(genes, self._index)
 
     def _check_section(self, section: Section) -> None:
         """Refuse a section without spots, or of another extent than the maps."""

@@ -17,7 +17,7 @@ import yaml
 from superst_monai.errors import RunError
 from superst_monai.model.objective import FusionVAE
 
-_NUMBERS = ("n_genes", "n_sections", "n_metagenes", "depth", "width", "norm", "act", "covariates")
+NUMBERS = ("n_genes", "n_sections", "n_metagenes", "depth", "width", "norm", "act", "covariates")
 """Keys of `configs/inference.yaml` that are arguments of the network."""
 
 
@@ -63,18 +63,23 @@ def load_run(path: str | Path, *, device: str | torch.device | None = None) -> R
     Raises:
         RunError: it is no run folder, has no weights yet, or its parts do not fit together.
     """
-    path = Path(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    config, _ = _read_configuration(path)
+    return attach_network(path, load_network(path).to(device=device))
+
+
+def load_network(path: str | Path) -> FusionVAE:
+    """Build the network of a run folder on the CPU and load its weights; raises as `load_run` does."""
+    path = Path(path)
+    config, _ = read_configuration(path)
     try:
-        network = FusionVAE(**{key: config[key] for key in _NUMBERS})
+        network = FusionVAE(**{key: config[key] for key in NUMBERS})
     except (TypeError, ValueError, LookupError, RuntimeError) as exc:
         raise RunError(
             f"{path}/configs/inference.yaml must describe a network, but none can be built from it ({exc}); "
             "restore the file from a copy of the run."
         ) from exc
     _load_weights(network, _weights_of(path))
-    return attach_network(path, network.to(device=device))
+    return network
 
 
 def attach_network(path: str | Path, network: FusionVAE) -> Run:
@@ -88,8 +93,8 @@ def attach_network(path: str | Path, network: FusionVAE) -> Run:
         RunError: the folder is no run folder, or its genes are not those of the network.
     """
     path = Path(path)
-    config, record = _read_configuration(path)
-    genes = _read_genes(path / "genes.csv", network.arch.n_genes)
+    config, record = read_configuration(path)
+    genes = read_genes(path / "genes.csv", network.arch.n_genes)
     network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with _weights_of(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -97,7 +102,7 @@ def attach_network(path: str | Path, network: FusionVAE) -> Run:
     return Run(path, network, list(genes.index), list(genes["gene_id"]), float(config["mpp"]), record, digest, device)
 
 
-def _read_configuration(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_configuration(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the numbers and the record of a run folder; all that is missing is named at once."""
     needed = ("run.json", "genes.csv", "configs/inference.yaml")
     missing = [name for name in needed if not (path / name).is_file()]
@@ -110,7 +115,7 @@ def _read_configuration(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         record: dict[str, Any] = dict(json.loads((path / "run.json").read_text()))
     except (yaml.YAMLError, TypeError, ValueError) as exc:
         raise RunError(f"configs/inference.yaml or run.json of {path} is damaged ({exc}); restore the run.") from exc
-    unset = [key for key in (*_NUMBERS, "mpp") if config.get(key) is None]
+    unset = [key for key in (*NUMBERS, "mpp") if config.get(key) is None]
     if unset:
         raise RunError(
             f"{path}/configs/inference.yaml must be filled in, but has no value of {', '.join(unset)}; "
@@ -130,7 +135,7 @@ def _weights_of(path: Path) -> Path:
     return weights
 
 
-def _read_genes(path: Path, n_genes: int) -> pd.DataFrame:
+def read_genes(path: Path, n_genes: int) -> pd.DataFrame:
     """Names and ids of the genes; as many as the network has."""
     try:
         genes = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("gene")

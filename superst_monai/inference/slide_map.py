@@ -17,10 +17,11 @@ from superst_monai.data.section import Section, TissueFinder
 from superst_monai.data.slide import Slide
 from superst_monai.engines.prepare import prefers_bfloat16
 from superst_monai.errors import RunError
+from superst_monai.inference.calibration import Mode, read_calibration
 from superst_monai.inference.canvas import Canvas, canvas_of
 from superst_monai.inference.domain import TileGuard, in_words, read_domain, summarise
 from superst_monai.inference.field_draws import FieldDraws
-from superst_monai.inference.field_store import load_field, load_prior
+from superst_monai.inference.field_store import has_field, load_field, load_prior
 from superst_monai.inference.maps_store import MapsLayout, new_maps
 from superst_monai.inference.maps_writer import MapsWriter
 from superst_monai.inference.pipeline import Behind, ahead, give_back_memory
@@ -34,6 +35,8 @@ from superst_monai.transforms.tissue import find_tissue as find_tissue_by_stain
 
 _LOG = logging.getLogger(__name__)
 Show = Callable[[float, float], None]
+SAMPLES, SEED = 10, 0
+"""Of a prediction, or of all those of a cohort, for which none are given."""
 
 
 def predict(
@@ -41,8 +44,8 @@ def predict(
     source: Section | Slide,
     out: str | Path,
     *,
-    samples: int = 10,
-    seed: int = 0,
+    samples: int = SAMPLES,
+    seed: int = SEED,
     tile_px: int = 512,
     conditions: Mapping[str, str] | None = None,
     source_path: str | Path | None = None,
@@ -117,6 +120,8 @@ def predict(
     record = {"source": canvas.name, "source_path": opened_from, "slide": dict(canvas.slide), "seed": seed}
     record |= {"device": run.device.type, "precision": "bfloat16" if bfloat16 else "float32"}
     record |= {"field": None if fields is None else fields.sha256}
+    counts_used = use_field and isinstance(source, Section) and has_field(run, source)
+    record |= {"counts_used": counts_used, "calibration": _calibration(run, counts_used, tell)}
     layout = _layout(run, canvas, chosen, record, fields, samples=samples, tile_px=tile_px, guarded=domain is not None)
     tiles = tissue_tiles(canvas.covered, tile_px)
     with new_maps(out, layout, overwrite=overwrite, resume=resume) as writer:
@@ -166,6 +171,19 @@ def _fields(
         )
     prior = load_prior(run)
     return None if prior is None else FieldDraws.of_prior(prior, shape, samples=samples, seed=seed, mpp=run.mpp)
+
+
+def _calibration(run: Run, counts_used: bool, tell: Callable[[str], None]) -> dict[str, Any] | None:
+    """The run's recalibration of such a prediction, as it is recorded."""
+    mode: Mode = "field" if counts_used else "histology"
+    found = read_calibration(run, mode)
+    if found is None:
+        tell(
+            "the intervals of counts are as the model has them, not recalibrated: the run has no calibration.json of "
+            "its weights (it withheld too few spots, or comes from a version without)"
+        )
+        return None
+    return {"mode": mode, "factor": found.factor}
 
 
 def _draw_tiles(

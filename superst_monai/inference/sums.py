@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from superst_monai.errors import RunError, ShapeError
+from superst_monai.model.dispersion import disperse
 from superst_monai.model.predictive import nb_quantiles
 
 Floats = NDArray[np.float32]
@@ -55,6 +56,13 @@ class Sums:
         within: Floats = np.einsum("nsg,ng->sg", self.total_count, odds * (1 + odds)) / np.float32(len(odds))
         found: Floats = np.sqrt(within + self._variance_of_mean)
         return found
+
+    def dispersed(self, factor: float) -> Sums:
+        """The law of the same means whose counts vary `factor` times as much beyond Poisson, see `model/dispersion`."""
+        if factor == 1.0:
+            return self
+        total_count, logits = disperse(self.total_count, self.logits, factor)
+        return replace(self, total_count=total_count, logits=logits)
 
     def interval(self, level: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ends of the central predictive interval of the counts, each `(S, G)` [UMI].

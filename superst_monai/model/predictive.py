@@ -108,6 +108,26 @@ def coverage(lower: Floats, upper: Floats, levels: Sequence[float]) -> Floats:
     return np.asarray(np.where(width > 0, overlap / np.where(width > 0, width, 1.0), point))
 
 
+def mean_pit(lower: Floats, upper: Floats, at: Sequence[float]) -> Floats:
+    """Distribution function of the PIT of counts, the mean over spots, exactly and without random numbers.
+
+    The PIT of a count is uniform on [lower, upper]; over counts that follow the law it is uniform on [0, 1].
+
+    Args:
+        lower: P(X < x) `(S, G)`, with S > 0.
+        upper: P(X <= x) `(S, G)`.
+        at: places in [0, 1], A of them.
+
+    Returns:
+        `(A, G)`; differences of neighbours are the heights of a PIT histogram.
+    Source: Czado, Gneiting & Held 2009, doi:10.1111/j.1541-0420.2009.01191.x, Eqs. 2 and 3.
+    """
+    width = upper - lower
+    some = np.where(width > 0, width, 1.0)
+    parts = [np.where(width > 0, ((u - lower) / some).clip(0, 1), upper <= u).mean(axis=0) for u in at]
+    return np.stack(parts)
+
+
 def nb_quantiles(total_count: NDArray[Any], logits: NDArray[Any], q: Sequence[float]) -> NDArray[np.int64]:
     """Quantiles of the mixture: the least integer x with P(X <= x) >= q.
 

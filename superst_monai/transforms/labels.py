@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from superst_monai.data.section import Section
+from superst_monai.data.section import SECOND_PART, SPOT_COLUMNS, Section
 from superst_monai.errors import ShapeError
 
 Label = NDArray[np.int64]
@@ -111,6 +111,26 @@ def _claim(label: Label, best: Array, pixel: Label, distance: Array, spot: Label
     label[pixel[nearer]] = spot[nearer] + 1
 
 
+def draw_section(section: Section, mpp: float, shape_hw: tuple[int, int]) -> Label:
+    """Label the pixels of a raster over a section with its spots; both parts of a merged spot are that spot.
+
+    Args:
+        section: with spots.
+        mpp: um per pixel of the raster.
+        shape_hw: its height and width [px].
+    Returns:
+        Label `(H, W)`: 0 none, i = spot i - 1.
+    Raises:
+        ShapeError: as `draw_spots`.
+    """
+    x, y, radius = (section.spots[name].to_numpy(np.float64) / mpp for name in SPOT_COLUMNS)
+    if set(SECOND_PART) <= set(section.spots):
+        x2, y2 = (section.spots[name].to_numpy(np.float64) / mpp for name in SECOND_PART)
+        x, y, radius = np.concatenate([x, x2]), np.concatenate([y, y2]), np.tile(radius, 2)
+    part = draw_spots(x, y, radius, shape_hw, square=section.shape == "square")
+    return np.where(part > section.n_spots, part - section.n_spots, part)
+
+
 def add_outside(label: Label, tissue: NDArray[np.bool_], n_spots: int) -> Label:
     """Make the pixels that are neither tissue nor spot a support of their own, whose counts are zero.
 
@@ -138,11 +158,5 @@ def spot_labels(section: Section) -> Label:
     Returns:
         Label `(H, W)`, section pixels: 0 tissue between spots, i = row i - 1 of `section.counts`, S + 1 outside.
     """
-    label = draw_spots(
-        section.spots["x_um"].to_numpy() / section.mpp,
-        section.spots["y_um"].to_numpy() / section.mpp,
-        section.spots["radius_um"].to_numpy() / section.mpp,
-        section.tissue.shape,
-        square=section.shape == "square",
-    )
+    label = draw_section(section, section.mpp, section.tissue.shape)
     return add_outside(label, section.tissue, section.n_spots)

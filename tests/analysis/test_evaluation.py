@@ -9,17 +9,10 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from superst_monai.analysis.evaluation import (
-    LEVELS,
-    GeneChunk,
-    evaluate,
-    gene_correlations,
-    lognorm,
-    score_genes,
-    summarise,
-)
+from superst_monai.analysis.evaluation import evaluate, gene_correlations, lognorm, score_genes, summarise
+from superst_monai.analysis.law_scores import LEVELS, PIT_BINS, GeneChunk
 from superst_monai.errors import RunError, ShapeError
-from superst_monai.model.predictive import nb_log_likelihood
+from superst_monai.model.predictive import coverage, nb_log_likelihood, score_counts
 
 
 class Truth:
@@ -119,6 +112,9 @@ def test_the_true_law_is_honest(truth):
         assert result[block]["50"] == pytest.approx(0.5, abs=0.01)
         assert result[block]["90"] == pytest.approx(0.9, abs=0.01)
     np.testing.assert_allclose(result["coverage_curve"]["all"], LEVELS, atol=0.01)
+    np.testing.assert_allclose(result["pit"]["all"], np.full(PIT_BINS, 1 / PIT_BINS), atol=0.003)
+    assert sum(result["pit"]["top100"]) == pytest.approx(1.0)
+    assert result["uncalibrated"] is None
     assert result["sd_ratio"]["all"] == pytest.approx(1.0, abs=0.05)
     other = [GeneChunk(slice(0, 130), truth.total_count * 1.3, truth.logits)]
     assert evaluate(truth.mean, truth.counts, samples=other)["nb_loglik_per_spot"] < result["nb_loglik_per_spot"]
@@ -140,6 +136,19 @@ def test_likelihood_is_summed_over_genes_and_does_not_depend_on_chunks(truth):
     assert cut["nb_loglik_per_spot"] == pytest.approx(whole)
     assert once["nb_loglik_per_spot"] == pytest.approx(whole)
     np.testing.assert_allclose(cut["coverage_curve"]["top100"], once["coverage_curve"]["top100"])
+
+
+def test_the_law_before_recalibration_is_scored_beside(truth):
+    """The curve is that of `coverage` at each level, and the block of the other law is what it would get alone."""
+    narrow = [GeneChunk(slice(0, 130), truth.total_count * 5, truth.logits - np.log(5))]
+    result = evaluate(truth.mean, truth.counts, samples=truth.chunks(130), uncalibrated=narrow)
+    scores = score_counts(truth.counts, truth.total_count * 5, truth.logits - np.log(5))
+    before = result["uncalibrated"]
+    np.testing.assert_allclose(before["coverage_curve"]["all"], coverage(*scores[1:], LEVELS).mean((1, 2)), atol=1e-12)
+    assert before["coverage_top100"]["90"] < 0.85 < result["coverage_top100"]["90"]
+    assert before["pit"]["top100"][0] > 1.5 / PIT_BINS
+    alone = evaluate(truth.mean, truth.counts, samples=narrow)
+    assert before == {key: alone[key] for key in before}
 
 
 def test_baselines_are_judged_by_the_same_scores(truth):
@@ -174,6 +183,7 @@ def test_what_is_not_given_is_none(truth):
     assert result["nb_loglik_per_spot"] is None
     assert result["coverage"] == {"50": None, "90": None}
     assert result["coverage_curve"] == {"nominal": list(LEVELS)}
+    assert result["pit"] == {}
     assert result["sd_ratio"] == {"top100": None, "all": None}
     assert result["baselines"] == {}
 

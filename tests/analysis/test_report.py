@@ -54,6 +54,26 @@ def test_numbers_are_those_of_the_plain_sums(make_maps: Maker, truth: Path, tmp_
     assert set(result["coverage"]) == {"50", "90"}
 
 
+@pytest.mark.usefixtures("no_picture")
+def test_recalibrated_maps_are_scored_with_and_without_the_factor(
+    make_maps: Maker, truth: Path, tmp_path: Path
+) -> None:
+    """The law before is that of the same maps without a factor; expectations are the same, spreads are not."""
+    plain = evaluate_maps(make_maps(), truth, tmp_path / "plain")
+    assert plain["calibration"] is None
+    assert plain["uncalibrated"] is None
+    calibration = {"mode": "field", "factor": 4.0}
+    maps = make_maps(record={"calibration": calibration, "counts_used": True})
+    result = evaluate_maps(maps, truth, tmp_path / "out")
+    assert result["calibration"] == calibration
+    for key, value in result["uncalibrated"].items():
+        assert value == plain[key], key
+    assert result["coverage"]["90"] != plain["coverage"]["90"]
+    assert result["raw"] == plain["raw"]
+    assert result["sd_ratio"]["all"] < plain["sd_ratio"]["all"]
+    assert any(note.startswith("the maps use counts of S (its field)") for note in result["notes"])
+
+
 def test_files_hold_what_is_returned(make_maps: Maker, truth: Path, tmp_path: Path) -> None:
     """evaluation.json is the returned dictionary with its promised keys; the table has a row a gene; no leftovers."""
     result = evaluate_maps(make_maps(), truth, tmp_path / "new" / "out")

@@ -21,6 +21,8 @@ from superst_monai.data.platforms.st import read_st
 from superst_monai.data.section import join_section
 from superst_monai.engines.run_folder import bundle_folder
 from superst_monai.experiments.demo import run_demo
+from superst_monai.experiments.misalignment import run_misalignment
+from superst_monai.experiments.occlusion import run_occlusion
 from superst_monai.inference.slide_map import predict
 
 COMMANDS = (
@@ -43,6 +45,19 @@ COMMANDS = (
     "analyze impute",
     "analyze differential",
     "analyze cell-types",
+    "experiment",
+    "experiment holdout",
+    "experiment stain",
+    "experiment restarts",
+    "experiment runtime",
+    "experiment deconvolution-synthetic",
+    "experiment deconvolution-merged",
+    "experiment misalignment",
+    "experiment occlusion",
+    "experiment differential",
+    "bundle",
+    "bundle export",
+    "bundle check",
 )
 HEAVY = ("torch", "monai", "spatialdata", "matplotlib", "pandas", "numpy", "scipy", "zarr")
 
@@ -106,6 +121,8 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, str]:
         ("prepare st", read_st, ["spot_diameter_um", "pitch_um"]),
         ("predict", predict, ["samples", "seed"]),
         ("demo", run_demo, ["minutes", "seed"]),
+        ("experiment misalignment", run_misalignment, ["withheld"]),
+        ("experiment occlusion", run_occlusion, ["withheld", "grid"]),
         ("analyze metagenes", write_metagenes, ["top"]),
         ("analyze impute", write_imputation, ["per"]),
         ("analyze differential", write_differential, ["per"]),

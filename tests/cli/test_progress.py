@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from superst_monai.cli.progress import Progress, clock
+from superst_monai.cli.progress import Progress, Steps, clock
 
 
 def test_a_file_gets_a_line_every_tenth() -> None:
@@ -42,6 +42,21 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "100%" in out.getvalue()
     assert "1:00 min spent, 0 s left, loss 5" in out.getvalue()
     assert "work: 100 %" not in out.getvalue()
+
+
+def test_steps_follow_each_other() -> None:
+    """Each name has tenths of its own; on a terminal one bar is stopped before the next is drawn."""
+    out = io.StringIO()
+    with Steps(Console(file=out)) as show:
+        show("first", 0.5, 1.0)
+        show("first", 0.5, 2.0)
+        show("second", 1.0, 3.0)
+    assert out.getvalue() == "first:  50 %, 1 s spent, 1 s left\nsecond: 100 %, 3 s spent, 0 s left\n"
+    bars = io.StringIO()
+    with Steps(Console(file=bars, force_terminal=True, width=100)) as show:
+        show("first", 1.0, 1.0)
+        show("second", 0.5, 1.0)
+    assert bars.getvalue().count("\x1b[?25h") == 2  # the cursor comes back after each
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (185, "3:05 min"), (7800, "2:10 h")])

@@ -126,12 +126,17 @@ def test_evaluate_shows_scores_and_says_notes(run: Runner, stand_in: StandIn, tm
         kinds = {kind: {part: {"median": value} for part in ("top100", "all")} for kind in ("raw", "lognorm")}
         return {**kinds, "depth": value, "r2": {"top100": value}}
 
+    def law(share: float, likelihood: float | None) -> dict[str, Any]:
+        points = {"50": share, "90": None}
+        return {"coverage": points, "coverage_top100": points, "nb_loglik_per_spot": likelihood}
+
     result = {
         **block(0.512345),
         "n_spots": 6,
         "n_genes": 3,
-        "coverage": {"50": 0.512, "90": None},
-        "nb_loglik_per_spot": None,
+        **law(0.512, None),
+        "uncalibrated": law(0.431, -1234.56),
+        "calibration": {"mode": "histology", "factor": 2.25},
         "baselines": {"gene_mean": block(None), "image_intensity": None},
         "notes": ["section S was in the training set"],
     }
@@ -142,4 +147,10 @@ def test_evaluate_shows_scores_and_says_notes(run: Runner, stand_in: StandIn, tm
     assert "0.5123" in done.stdout
     assert "gene mean" in done.stdout
     assert "image intensity" not in done.stdout
-    assert "50 % interval covers 51.2 %, 90 % interval covers -" in done.stdout
+    table = [line.split() for line in done.stdout.replace("│", " ").splitlines()]
+    assert ["recalibrated", "by", "2.25", *["51.2", "%"] * 2, "-", "-", "-"] in table
+    assert ["before", "recalibration", *["43.1", "%"] * 2, "-", "-", "-1,234.6"] in table
+    result |= {"uncalibrated": None, "calibration": None}
+    done = run("evaluate", tmp_path, "--truth", tmp_path, "--out", tmp_path / "out")
+    assert "not recalibrated" in done.stdout
+    assert "before recalibration" not in done.stdout

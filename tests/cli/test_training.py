@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from superst_monai.inference.calibration import Calibration
+
 Runner = Callable[..., Any]
 StandIn = Callable[..., None]
 
@@ -24,6 +26,13 @@ def calls(stand_in: StandIn) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
 
     stand_in("superst_monai.engines.workflow", train=train)
     stand_in("superst_monai.inference.field_store", fit_training_fields=lambda *_, **__: [])
+
+    def calibrate(folder: Path, *, show: Callable[[float, float], None], tell: Callable[[str], None]) -> dict[str, Any]:
+        show(1.0, 2.0)
+        tell("few spots")
+        return {"field": Calibration(2.5, 37, {"top100": 0.79, "all": 0.88}, {"top100": 0.9, "all": 0.895})}
+
+    stand_in("superst_monai.inference.calibrate", calibrate_run=calibrate)
     return made
 
 
@@ -62,6 +71,8 @@ def test_options_reach_the_training(run: Runner, calls: list[Any], tmp_path: Pat
     }
     assert "training:  50 %, 10 s spent, 10 s left, loss 3" in done.stderr
     assert "next: superst predict" in done.stdout
+    assert "note: few spots" in done.stderr
+    assert "79.0 % before and 90.0 % after" in done.stdout
 
 
 def test_nothing_given_is_nothing_passed(run: Runner, calls: list[Any], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from superst_monai.engines.holdout import held_out_blocks
+from superst_monai.engines.holdout import held_out_blocks, withheld_spots
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.0, 0), (0.1, 10), (0.25, 25)])
@@ -31,3 +31,14 @@ def test_a_section_of_few_spots_is_legal():
     assert sum(map(len, held_out_blocks(np.zeros((2, 2)), 0.9, block=10, rng=np.random.default_rng(0)))) == 1
     assert held_out_blocks(np.zeros((1, 2)), 0.99, block=4, rng=np.random.default_rng(0)) == []
     assert held_out_blocks(np.zeros((0, 2)), 0.5, block=4, rng=np.random.default_rng(0)) == []
+
+
+def test_the_withheld_spots_of_a_run_follow_from_its_seed():
+    """Sections are drawn one after the other from one stream: the same seed withholds the same, another seed others."""
+    xy = [np.random.default_rng(n).uniform(0, 100, (60, 2)) for n in range(2)]
+    rng = np.random.default_rng(5)
+    want = [held_out_blocks(part, 0.2, block=4, rng=rng) for part in xy]
+    got = withheld_spots(xy, 0.2, seed=5)
+    assert [[list(block) for block in blocks] for blocks in got] == [[list(b) for b in blocks] for blocks in want]
+    other = withheld_spots(xy, 0.2, seed=6)
+    assert set(np.concatenate(other[1])) != set(np.concatenate(got[1]))

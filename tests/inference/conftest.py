@@ -16,6 +16,8 @@ import yaml
 from scipy.sparse import csr_matrix
 
 from superst_monai.data.section import Section
+from superst_monai.data.slide import Slide
+from superst_monai.data.synthetic import make_tissue, write_slide
 from superst_monai.engines.run_folder import bundle_folder
 from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.slide_map import predict
@@ -120,3 +122,24 @@ def section() -> Section:
 def maps_path(run: Run, section: Section, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Posterior maps of the section, in tiles of 64 pixels."""
     return predict(run, section, tmp_path_factory.mktemp("maps") / "C2.zarr", samples=4, tile_px=64)
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Five small slides, and `bad`, a file of the same kind that was cut."""
+    folder = tmp_path_factory.mktemp("slides")
+    paths = {name: folder / f"{name}.tif" for name in (*"ABCDE", "bad")}
+    for seed, name in enumerate("ABCDE"):
+        write_slide(make_tissue(seed=seed, size_px=400, n_genes=12), paths[name])
+    paths["bad"].write_bytes(paths["A"].read_bytes()[:400])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def single(run: Run, slides: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Posterior maps of the five slides, each predicted on its own with two samples."""
+    folder, found = tmp_path_factory.mktemp("single"), {}
+    for name in "ABCDE":
+        with Slide.open(slides[name]) as slide:
+            found[name] = predict(run, slide, folder / f"{name}.zarr", samples=2, source_path=slides[name])
+    return found

@@ -27,6 +27,16 @@ def test_the_inferer_writes_what_predict_writes(run: Run, section: Section, maps
         np.testing.assert_array_equal(found, expected)
 
 
+def test_images_in_memory_give_their_activity(run: Run) -> None:
+    """A tensor goes through the network, whatever the network is made of, and nothing is written."""
+    images = torch.rand(2, 3, 8, 12) - 0.5
+    found, target = prepare_source({"image": images}, "cpu")
+    assert target is None
+    inferer = PosteriorMapsInferer(run.path, "")
+    torch.testing.assert_close(inferer(found, run.network), run.network(images), rtol=0, atol=0)
+    torch.testing.assert_close(inferer(found, torch.nn.Identity()), images, rtol=0, atol=0)
+
+
 def test_an_inferer_needs_the_runs_network_a_source_and_an_output(run: Run, tmp_path: Path) -> None:
     """Another network, and paths that were never set, are refused before anything is read."""
     with pytest.raises(RunError, match="need the FusionVAE of the run, got Identity"):

@@ -73,3 +73,18 @@ def test_impossible_levels_are_refused(sums: Sums, level: float) -> None:
         sums.interval(level)
     with pytest.raises(RunError, match=f"level must lie in .0, 1., got {level}; write 90 % as 0.9"):
         sums.mean_interval(level)
+
+
+def test_a_factor_of_the_dispersion_widens_counts_and_leaves_expectations(sums: Sums) -> None:
+    """Expectations and their intervals stay, the variance beyond Poisson grows by the factor, supports still add."""
+    wide = sums.dispersed(4.0)
+    np.testing.assert_allclose(wide.mean, sums.mean, rtol=1e-5)
+    np.testing.assert_allclose(wide.sd_of_mean, sums.sd_of_mean, rtol=1e-4)
+    np.testing.assert_allclose(wide.mean_interval(0.9), sums.mean_interval(0.9), rtol=1e-5)
+    beyond = np.einsum("nsg,ng->sg", sums.total_count, np.exp(2 * sums.logits)) / 5
+    np.testing.assert_allclose(wide.sd**2 - sums.sd**2, 3.0 * beyond, rtol=1e-3)
+    assert (wide.interval(0.9)[1] > sums.interval(0.9)[1]).all()
+    together = Sums(sums.genes, sums.total_count.sum(1, keepdims=True), sums.logits).dispersed(4.0)
+    np.testing.assert_allclose(wide.total_count.sum(1), together.total_count[:, 0], rtol=1e-6)
+    np.testing.assert_array_equal(wide.logits, together.logits)
+    assert sums.dispersed(1.0) is sums

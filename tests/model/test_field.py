@@ -103,3 +103,25 @@ def test_a_grid_reaches_one_pitch_beyond_the_spots_with_two_nodes_a_pitch():
     assert FieldGrid.over_spots(np.array([5.0]), np.array([6.0])).n_nodes > 1
     with pytest.raises(ShapeError, match="needs at least one spot, got none"):
         FieldGrid.over_spots(np.empty(0), np.empty(0))
+
+
+def test_posterior_noise_has_the_covariance_that_the_mean_field_implies():
+    """Data of known precision: from the best independent normals alone the draws regain the exact covariance."""
+    rng = np.random.default_rng(0)
+    tau, said = 1.7, np.where(rng.random(GRID.n_nodes) < 0.4, 3.0, 0.0)
+    precision = tau * dense_precision(GRID) + np.diag(said)
+    sd = (1 / np.sqrt(np.diag(precision))).reshape(1, GRID.height, GRID.width).astype(np.float32)
+    streams = [np.random.default_rng((1, n)) for n in range(20_000)]
+    noise = GRID.posterior_noise(sd, np.log([tau]), streams)[:, 0].reshape(len(streams), -1)
+    exact = np.linalg.inv(precision)
+    spread = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
+    np.testing.assert_allclose(np.cov(noise.T) / spread, exact / spread, atol=0.04)
+    assert np.diag(exact)[said == 0].mean() > 1.5 * np.square(sd.ravel())[said == 0].mean()
+
+
+def test_posterior_noise_without_data_is_the_prior():
+    """Where the guide is as narrow as the prior's own diagonal nothing was learnt."""
+    sd = (1 / np.sqrt(np.exp(0.5) * GRID.diagonal.numpy()))[None]
+    streams = [np.random.default_rng((2, n)) for n in range(20_000)]
+    noise = GRID.posterior_noise(sd, np.array([0.5]), streams)[:, 0]
+    np.testing.assert_allclose(noise.var(0), np.exp(-0.5) * GRID.variance, rtol=0.06)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest, nbinom
+from scipy.stats import chisquare, kstest, nbinom
 
 from superst_monai.errors import RunError, ShapeError
 from superst_monai.model.predictive import (
     coverage,
+    mean_pit,
     nb_log_likelihood,
     nb_quantiles,
     randomised_pit,
@@ -167,3 +168,27 @@ def test_parameters_and_probabilities_must_be_in_range():
         nb_quantiles(np.ones((1, 1, 1)), np.zeros(1), [0.5, 95])
     with pytest.raises(RunError, match=r"levels must lie in \(0, 1\), got \[1.0\]"):
         coverage(np.zeros(2), np.ones(2), [1.0])
+
+
+def test_the_pit_histogram_is_flat_when_the_model_is_right():
+    """Bins hold equal shares of counts drawn from the law (chi-square; small counts vary less), and only then."""
+    rng = np.random.default_rng(8)
+    total_count, logits = parameters(rng, n_spots=3000, n_genes=2)
+    x = draw(rng, total_count, logits)
+    edges = np.linspace(0, 1, 11)
+    for change, flat in ((0.0, True), (-0.3, False)):
+        scores = score_counts(x, total_count, logits + change)
+        share = np.diff(mean_pit(scores.lower, scores.upper, edges), axis=0).mean(axis=1)
+        assert share.sum() == pytest.approx(1.0)
+        assert (chisquare(share * x.size).pvalue > 0.01) == flat
+
+
+def test_the_pit_histogram_tells_the_coverage():
+    """Between the ends of a central interval lies what `coverage` says is covered; points count as a whole."""
+    rng = np.random.default_rng(9)
+    total_count, logits = parameters(rng)
+    scores = score_counts(draw(rng, total_count, logits), total_count, logits)
+    low, high = mean_pit(scores.lower, scores.upper, (0.05, 0.95))
+    np.testing.assert_allclose(high - low, coverage(scores.lower, scores.upper, [0.9])[0].mean(0), atol=1e-12)
+    point = np.array([[1.0, 0.5]])
+    np.testing.assert_array_equal(mean_pit(point, point, (0.0, 0.4, 0.5, 1.0)), [[0, 0], [0, 0], [0, 1], [1, 1]])
