@@ -237,9 +237,10 @@ def _figure(summary: Mapping[str, Any]) -> Figure:
     sizes = np.array(summary["set_size"])
     lines = {words: np.array(summary["overlap"][method]) for method, words in METHODS.items()}
     lines["by chance"] = np.array(summary["overlap_by_chance"])
-    for colour, (words, counts) in zip((COLOURS[0], COLOURS[1], COLOURS[2]), lines.items(), strict=True):
-        axes[0].plot(sizes, counts, color=colour, linewidth=1.2, label=words)
-        axes[1].plot(sizes, counts / sizes, color=colour, linewidth=1.2, label=words)
+    for colour, dashes, (words, counts) in zip(COLOURS, ("-", "--", ":"), lines.items(), strict=False):
+        style = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "label": words}
+        axes[0].plot(sizes, counts, **style)
+        axes[1].plot(sizes, counts / sizes, **style)
     axes[0].set(ylabel=f"of the {len(summary['reference_measured'])} genes of the reference", ylim=(0, None))
     axes[1].set(ylabel="share of the set that is in the reference", ylim=(0, 1.02))
     for panel in axes:

@@ -167,7 +167,7 @@ def _figure(table: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> Figure:
         write_p(line[0], rows, score, "all", levels)
         changes = {part: values_at(table, score, part, levels[1:], change=True) for part in _PARTS}
         every = np.abs(np.concatenate([each for kinds in changes.values() for part in kinds.values() for each in part]))
-        end = 1.4 * max(0.05, float(np.nanpercentile(every, 99)) if np.isfinite(every).any() else 0.0)
+        end = 1.9 * max(0.05, float(np.nanpercentile(every, 99)) if np.isfinite(every).any() else 0.0)
         for panel, (part, what) in zip(line[1:], _PARTS.items(), strict=True):
             boxes(panel, changes[part], [f"{100 * level:g}" for level in levels[1:]])
             panel.set(ylim=(-end, end), ylabel=f"change of {words},\n{what}")
