@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.fft import dct, idctn
+from scipy.fft import idctn
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -142,12 +142,6 @@ class FieldGrid:
             np.full(n, 2.0) - (np.arange(n) == 0) - (np.arange(n) == n - 1) for n in (self.height, self.width)
         )
         return torch.from_numpy((rows[:, None] + cols + RIDGE).astype(np.float32))
-
-    @cached_property
-    def variance(self) -> Floats:
-        """Diagonal of (L + ridge I)^-1, the prior's variance at each node for tau = 1, `(height, width)`."""
-        rows, cols = (np.square(dct(np.eye(n), axis=0, norm="ortho")) for n in (self.height, self.width))
-        return np.asarray(rows.T @ (1.0 / self.eigenvalues) @ cols)
 
     def energy(self, field: Tensor) -> Tensor:
         """u^T (L + ridge I) u of each channel `(..., height, width)`, `(...)`."""

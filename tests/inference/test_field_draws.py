@@ -27,6 +27,11 @@ def flat(k: int = 2) -> np.ndarray:
     return np.full((k, *SHAPE), 0.5, np.float32)
 
 
+def precision(grid: FieldGrid) -> np.ndarray:
+    """L + ridge I, dense."""
+    return (grid.differences.T @ grid.differences).toarray() + RIDGE * np.eye(grid.n_nodes)
+
+
 def log_ratio(draws: FieldDraws, n: int) -> np.ndarray:
     """Log of the first metagene's share over the second's, where they were even `(H, W)`."""
     first, second = np.log(draws.over(n, flat(), row=0, col=0))
@@ -49,7 +54,8 @@ def test_the_prior_changes_no_mean_size_and_pairs_mirror_each_other():
 def test_the_spread_of_the_prior_is_that_of_its_precision():
     """Over draws the fields vary as the covariance of the prior says, those of the logits by their share of it."""
     nodes = np.stack(FieldDraws.of_prior(prior(), SHAPE, samples=1200, seed=1, mpp=MPP)._nodes)
-    expected = np.exp(-1.0) * prior().grid_over(SHAPE, MPP).variance
+    grid = prior().grid_over(SHAPE, MPP)
+    expected = np.exp(-1.0) * np.diag(np.linalg.inv(precision(grid))).reshape(grid.height, grid.width)
     np.testing.assert_allclose(nodes[:, -1].var(0), expected, rtol=0.2)
     np.testing.assert_allclose(nodes[:, 0].var(0), COMPOSITION_SHARE**2 * expected, rtol=0.2)
 
@@ -62,7 +68,7 @@ def test_draws_of_a_section_have_the_moments_of_its_posterior():
     draws = FieldDraws.of_section(field, samples=800, seed=3, mpp=MPP)
     logs = np.array([np.log(draws.over(n, flat(), row=0, col=0).sum(0)[::10, ::10][:3, :4]) for n in range(800)])
     np.testing.assert_allclose((logs[::2] + logs[1::2]) / 2, np.broadcast_to(mean[-1], (400, 3, 4)), atol=1e-4)
-    smooth = (grid.differences.T @ grid.differences).toarray() + RIDGE * np.eye(12)
+    smooth = precision(grid)
     exact = np.linalg.inv(smooth + np.diag(1 / 0.04 - np.diag(smooth)))
     np.testing.assert_allclose(logs.std(0).ravel(), np.sqrt(np.diag(exact)), rtol=0.12)
     few = FieldDraws.of_section(field, samples=2, seed=3, mpp=MPP)
