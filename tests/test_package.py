@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
+import importlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -125,3 +128,25 @@ def test_constraints_pin_what_is_declared(declared: configparser.ConfigParser) -
     needs = [Requirement(line) for entry in entries for line in lines(entry)]
     named = [need for need in needs if need.name != declared["metadata"]["name"]]
     assert [str(n) for n in named if not n.specifier.contains(pins.get(canonicalize_name(n.name), "0.dev0"))] == []
+
+
+def _programs() -> dict[str, str]:
+    """Source of the notebook's code and of the benchmarks, which no other test runs."""
+    book = json.loads((CHECKOUT / "notebooks" / "demo.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    scripts = {path.name: path.read_text() for path in sorted((CHECKOUT / "benchmarks").glob("*.py"))}
+    return {"demo.ipynb": "\n".join(cells), **scripts}
+
+
+@pytest.mark.parametrize(("name", "source"), _programs().items(), ids=list(_programs()))
+def test_what_notebook_and_benchmarks_import_is_there(name: str, source: str) -> None:
+    """A name of the package that they use has not been renamed or removed."""
+    wanted = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("superst_monai")
+        for alias in node.names
+    ]
+    assert wanted
+    missing = [f"{module}.{what}" for module, what in wanted if not hasattr(importlib.import_module(module), what)]
+    assert not missing, name
