@@ -41,7 +41,8 @@ def random_batch(side: int, size: int, spot_px: float, n_genes: int, share: floa
     n_spots = size * len(x)
     mean = rng.gamma(0.3, 1.0, n_genes)
     mean *= np.log(1 / (1 - share)) / mean.mean()
-    counts = torch.from_numpy(rng.poisson(mean, (n_spots, n_genes)).astype(np.float32))
+    drawn = torch.from_numpy(rng.poisson(mean, (n_spots, n_genes)).astype(np.float32))
+    counts = drawn.to_sparse().coalesce()  # as the loader gives them
     image = torch.rand(size, 3, side, side) * 1.8 - 0.9
     section = torch.zeros(n_spots, dtype=torch.int64)
     occluded = torch.zeros(size, 1, side, side, dtype=torch.bool)

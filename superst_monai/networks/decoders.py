@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +31,7 @@ class ImageDecoder(nn.Module):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, C_0 + M, H, W)` to mean in (-1, 1) and sd, both `(B, 3, H, W)`, float32."""
-        mean, spread = self.head(self.hidden(h[:, : self.width])).float().chunk(2, dim=1)
+        mean, spread = self.head(self.hidden(_parts(h, self.width)[0])).float().chunk(2, dim=1)
         return torch.tanh(mean), F.softplus(spread) + 1e-2
 
 
@@ -58,7 +60,8 @@ class ExpressionDecoder(nn.Module):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, C_0 + K + 1, H, W)` to activity logits `(B, K, H, W)` and raw scale `(B, 1, H, W)`, float32."""
-        hidden, context = self.hidden(h[:, : self.width]), h[:, self.width :]
+        features, context = _parts(h, self.width)
+        hidden = self.hidden(features)
         return self.activity(hidden).float() + context[:, :-1], self.scale(hidden).float() + context[:, -1:]
 
     def at(self, h: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,14 +69,40 @@ class ExpressionDecoder(nn.Module):
 
         Args:
             h: features `(B, C_0 + K + 1, H, W)`.
-            pixels: `(P,)` int64, numbers of pixels counted through patches, rows and columns.
+            pixels: `(P,)` int64, numbers of pixels counted through patches, rows and columns, each once.
 
         Returns:
             Activity logits `(P, K)` and raw scale `(P, 1)`, float32.
         """
-        hidden, context = (
-            part.movedim(1, -1).flatten(0, 2).index_select(0, pixels)  # (P, channels)
-            for part in (self.hidden(h[:, : self.width]), h[:, self.width :])
-        )
+        features, context = _parts(h, self.width)
+        hidden, context = (_AtPixels.apply(part, pixels) for part in (self.hidden(features), context))  # type: ignore[no-untyped-call]
         logits, raw = (F.linear(hidden, head.weight.flatten(1), head.bias) for head in (self.activity, self.scale))
         return logits.float() + context[:, :-1], raw.float() + context[:, -1:]
+
+
+def _parts(h: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Fused features `(B, width, H, W)` and context; one split has a gradient, two slices fill and add two of them."""
+    features, context = torch.split(h, [width, h.shape[1] - width], dim=1)
+    return features, context
+
+
+class _AtPixels(torch.autograd.Function):
+    """Channels of some pixels `(P, C)` of a map `(B, C, H, W)`, each pixel once; the gradient has the map's layout.
+
+    That of torch's indexing has channels last whatever the map, and all layers before it would mix two layouts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, pixels: Tensor) -> Tensor:
+        height, width = h.shape[-2:]
+        place = pixels // (height * width), pixels // width % height, pixels % width
+        ctx.shape, ctx.place = h.shape, place
+        ctx.last = h.is_contiguous(memory_format=torch.channels_last) and not h.is_contiguous()
+        return h.movedim(1, -1)[place]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        layout = torch.channels_last if ctx.last else torch.contiguous_format
+        spread = torch.empty(ctx.shape, dtype=gradients[0].dtype, device=gradients[0].device, memory_format=layout)
+        spread.zero_().movedim(1, -1)[ctx.place] = gradients[0]
+        return spread, None
