@@ -48,7 +48,7 @@ from superst_monai.analysis.evaluation import gene_correlations, lognorm
 from superst_monai.analysis.files import make_folder
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section, write_section
-from superst_monai.data.synthetic import SyntheticTissue, make_tissue
+from superst_monai.data.synthetic import make_tissue
 from superst_monai.engines.workflow import train
 from superst_monai.experiments.demo import prepare_tissue
 from superst_monai.experiments.merged_pairs import merge_spots, neighbour_pairs
@@ -296,14 +296,14 @@ def compare(table: pd.DataFrame, best: str = "model, with field") -> pd.DataFram
     return pd.DataFrame(rows).loc[list(dict.fromkeys(table["method"]))]
 
 
-def hidden_tissue(seed: int, out: Path) -> tuple[Section, SyntheticTissue, Floats]:
+def hidden_tissue(seed: int, out: Path) -> tuple[Section, Floats]:
     """A synthetic section part of whose structure no image shows.
 
     The cells' subtypes are seen; a smooth pattern, unseen, multiplies a third of the genes by e^1.2 to e^-1.2. The
     counts are drawn again under it.
 
     Returns:
-        The section, the tissue, and the expected UMIs of each gene in pixels of the section's resolution `(G, H, W)`.
+        The section and the expected UMIs of each gene in pixels of the section's resolution `(G, H, W)`.
     """
     tissue, rng = make_tissue(seed=seed), np.random.default_rng(seed)
     section = prepare_tissue(tissue, out, 4.0)
@@ -321,13 +321,13 @@ def hidden_tissue(seed: int, out: Path) -> tuple[Section, SyntheticTissue, Float
     )
     odds = np.exp(tissue.logits)
     counts = rng.poisson(rng.gamma(np.maximum(mean / odds, 1e-9)) * odds)
-    return replace(section, counts=csr_matrix(counts.astype(np.int32))), tissue, rate
+    return replace(section, counts=csr_matrix(counts.astype(np.int32))), rate
 
 
 def judge_bins(given: Given) -> pd.DataFrame:
     """Correlation over square bins of expected expression and truth, median over genes: all, seen and unseen ones."""
     scratch = make_folder(given.out / "bins")
-    section, _, rate = hidden_tissue(given.seed, scratch / "tissue")
+    section, rate = hidden_tissue(given.seed, make_folder(scratch / "tissue"))
     store = scratch / "section.zarr"
     write_section(section, store, overwrite=True)
     run_dir = scratch / "run"
