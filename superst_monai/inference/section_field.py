@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from superst_monai.data.section import Section
@@ -36,6 +37,8 @@ Floats = NDArray[np.float32]
 Show = Callable[[float, float], None]
 EFFECT_SD = 0.5
 """Prior standard deviation of a gene's effects on a section, log rate and logit."""
+SPOTS_A_STEP = 1500
+"""Most spots whose counts one step of the fit looks at; of a larger section each step draws as many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +100,7 @@ def fit_field(
     seed: int = 0,
     show: Show | None = None,
 ) -> SectionField:
-    """Fit field and gene effects of a measured section, by stochastic variational inference on all its spots at once.
+    """Fit field and gene effects of a measured section, by stochastic variational inference on its spots.
 
     Args:
         run: of `load_run`.
@@ -132,16 +135,21 @@ def fit_field(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     n_spots = counts.shape[0]
-    used = torch.arange(n_spots) if keep is None else torch.from_numpy(np.flatnonzero(keep))
+    used = np.arange(n_spots) if keep is None else np.flatnonzero(keep)
+    draw, n_seen = np.random.default_rng(seed), min(len(used), SPOTS_A_STEP)
+    seen, seen_counts = used, _rows(counts, used)
     for step in range(steps):
+        if n_seen < len(used):
+            seen = np.sort(draw.choice(used, n_seen, replace=False))
+            seen_counts = _rows(counts, seen)
         field = mean + log_sd.exp() * torch.randn(shape)
         at_pixels = torch.sparse.mm(weights, field.flatten(1).T)  # (P, K + 1)
         scaled = modulate(pixels.scaled, at_pixels)
         size = sum_over_spots(scaled, torch.ones(len(scaled), 1), pixels.spot, n_spots=n_spots)
         rate = (log_rate[:, genes] + beta).exp()  # (K, G)
-        mass = spot_log_prob(counts, size, rate, logit[genes] + gamma)
+        mass = spot_log_prob(seen_counts, size[torch.from_numpy(seen)], rate, logit[genes] + gamma)
         prior = (beta.square().sum() + gamma.square().sum()) / (2 * EFFECT_SD**2)
-        loss = field_divergence(mean, log_sd, log_precision, grid) + prior - mass[used].sum()
+        loss = field_divergence(mean, log_sd, log_precision, grid) + prior - mass.sum() * (len(used) / n_seen)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -199,8 +207,8 @@ def spot_pixels(network: FusionVAE, section: Section, canvas: Canvas, *, tile_px
     return SpotPixels(torch.cat(found), spot, x_um, y_um)
 
 
-def _counts_of(run: Run, section: Section, keep: NDArray[np.bool_] | None) -> tuple[Tensor, Tensor]:
-    """Counts of the section's genes that the run has `(S, G')`, sparse, and their places in the run `(G',)`."""
+def _counts_of(run: Run, section: Section, keep: NDArray[np.bool_] | None) -> tuple[csr_matrix, Tensor]:
+    """Counts of the section's genes that the run has `(S, G')`, and their places in the run `(G',)`."""
     if not section.has_counts:
         raise RunError(
             f"a field is fitted to counts, but {section.name} holds a slide alone; predict it without a field."
@@ -212,17 +220,18 @@ def _counts_of(run: Run, section: Section, keep: NDArray[np.bool_] | None) -> tu
             f"{section.name} must share genes with the run, but none of its {section.n_genes} is among the run's "
             f"{len(run.genes)} ({run.genes[0]}, ...); check that both use symbols, or both ids."
         )
-    table = section.counts[:, at[genes]].tocoo()
+    if keep is not None and (keep.shape != (section.n_spots,) or not keep.any()):
+        raise RunError(f"keep must choose among {section.n_spots} spots, got {int(keep.sum())} of {keep.shape}.")
+    table = section.counts[:, at[genes]].tocsr()
     table.eliminate_zeros()
-    if keep is not None:
-        if keep.shape != (section.n_spots,) or not keep.any():
-            raise RunError(f"keep must choose among {section.n_spots} spots, got {int(keep.sum())} of {keep.shape}.")
-        chosen = keep[table.row]
-        table.row, table.col, table.data = table.row[chosen], table.col[chosen], table.data[chosen]
-    if not len(table.data):
+    if not (table if keep is None else table[np.flatnonzero(keep)]).nnz:
         raise RunError(f"a field needs UMIs of the run's genes, but the spots of {section.name} hold none.")
+    return table, torch.from_numpy(genes)
+
+
+def _rows(counts: csr_matrix, rows: NDArray[np.int64]) -> Tensor:
+    """Counts of some spots, in their order, as the likelihood takes them: sparse COO, coalesced."""
+    table = counts[rows].sorted_indices().tocoo()
     place = torch.from_numpy(np.stack([table.row, table.col]).astype(np.int64))
     data = torch.from_numpy(table.data.astype(np.float32))
-    return torch.sparse_coo_tensor(
-        place, data, (section.n_spots, len(genes)), check_invariants=False
-    ).coalesce(), torch.from_numpy(genes)
+    return torch.sparse_coo_tensor(place, data, table.shape, is_coalesced=True, check_invariants=False)

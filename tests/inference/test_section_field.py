@@ -11,6 +11,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from superst_monai.errors import RunError
+from superst_monai.inference import section_field
 from superst_monai.inference.canvas import canvas_of
 from superst_monai.inference.field_store import field_path, load_field, save_field
 from superst_monai.inference.posterior import ORIENTATIONS, Window, orient, orient_back
@@ -122,6 +123,21 @@ def test_a_known_field_is_recovered_also_where_spots_were_withheld(even, pixels,
     assert with_field < 0.5 * without
     totals = means[1][~keep].sum(1)
     assert np.corrcoef(np.log(totals), np.log(truth[~keep].sum(1)))[0, 1] > 0.8
+
+
+def test_of_a_large_section_each_step_sees_some_spots(even, pixels, known, monkeypatch) -> None:
+    """With half of the spots a step the fit finds the field that it finds with all of them."""
+    section, _ = known
+    whole = fit_field(even, section, steps=200)
+    monkeypatch.setattr(section_field, "SPOTS_A_STEP", section.n_spots // 2)
+    part = fit_field(even, section, steps=200)
+    assert not np.array_equal(part.mean, whole.mean)
+    means = [expected_counts(even, pixels, section.n_spots, field) for field in (whole, part)]
+    np.testing.assert_allclose(means[1].sum(1), means[0].sum(1), rtol=0.15)
+    share = [mean / mean.sum(1, keepdims=True) for mean in means]
+    assert np.abs(share[1] - share[0]).mean() < 0.1 * share[0].mean()
+    again = fit_field(even, section, steps=200)
+    np.testing.assert_array_equal(again.mean, part.mean)
 
 
 def test_withheld_counts_say_nothing_and_the_seed_fixes_the_rest(even, known) -> None:
