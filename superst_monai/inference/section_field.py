@@ -37,7 +37,7 @@ Floats = NDArray[np.float32]
 Show = Callable[[float, float], None]
 EFFECT_SD = 0.5
 """Prior standard deviation of a gene's effects on a section, log rate and logit."""
-SPOTS_A_STEP = 1500
+SPOTS_A_STEP = 750
 """Most spots whose counts one step of the fit looks at; of a larger section each step draws as many."""
 
 

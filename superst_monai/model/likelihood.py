@@ -90,16 +90,20 @@ def _log_factorial(x: Tensor) -> Tensor:
     return table[x.long()]
 
 
+_BLOCK = 4_000_000  # elements of a matrix that the C library keeps for the next step
+
+
 class _ProductAt(torch.autograd.Function):
     """Elements `(n,)` of size @ rate at some places, row by row; computed there alone.
 
-    The gradients take the dense `(S, G)` way: products of sparse matrices are slower at a tenth of the places.
+    The gradients take the dense way, some rows at a time: products of sparse matrices are slower at a tenth of the
+    places, and a large matrix that is allocated anew in each step costs more than what is computed with it.
     """
 
     @staticmethod
     def forward(ctx: Any, size: Tensor, rate: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        ctx.save_for_backward(size, rate, row, column)
         starts = F.pad(torch.bincount(row, minlength=len(size)).cumsum(0), (1, 0))
+        ctx.save_for_backward(size, rate, row, column, starts)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             places = torch.sparse_csr_tensor(
@@ -110,9 +114,17 @@ class _ProductAt(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        size, rate, row, column = ctx.saved_tensors
-        n_genes = rate.shape[1]
-        dense = gradients[0].new_zeros(len(size) * n_genes)
-        dense[row * n_genes + column] = gradients[0]
-        dense = dense.view(-1, n_genes)
-        return dense @ rate.T, size.T @ dense, None, None
+        size, rate, row, column, starts = ctx.saved_tensors
+        n_spots, n_genes = len(size), rate.shape[1]
+        many = max(1, _BLOCK // n_genes if size.device.type == "cpu" else n_spots)
+        of_size, of_rate = torch.empty_like(size), torch.zeros_like(rate)
+        dense = gradients[0].new_zeros(min(many, n_spots) * n_genes)
+        ends = [*range(0, n_spots, many), n_spots]
+        for first, last, low, high in zip(ends, ends[1:], *(starts[ends].tolist()[k:] for k in (0, 1)), strict=False):
+            place = (row[low:high] - first) * n_genes + column[low:high]
+            dense[place] = gradients[0][low:high]
+            block = dense.view(-1, n_genes)[: last - first]
+            of_size[first:last] = block @ rate.T
+            of_rate += size[first:last].T @ block
+            dense[place] = 0.0
+        return of_size, of_rate, None, None

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from superst_monai.errors import ShapeError
+from superst_monai.model import likelihood
 from superst_monai.model.generative import SpotCounts
 from superst_monai.model.likelihood import nb_log_prob, spot_log_prob, sum_over_spots
 
@@ -79,8 +80,10 @@ def test_total_count_of_a_spot_is_the_sum_over_metagenes():
     torch.testing.assert_close(law.total_count, torch.stack([torch.stack(row) for row in plain]))
 
 
-def test_spots_have_the_log_prob_and_gradients_of_the_dense_law():
+@pytest.mark.parametrize("block", [1, 12, 10**6])
+def test_spots_have_the_log_prob_and_gradients_of_the_dense_law(monkeypatch, block):
     """Leaving zeros to a sum over genes changes neither the log probability of a spot nor any gradient."""
+    monkeypatch.setattr(likelihood, "_BLOCK", block)  # one, two or all of the rows at a time
     law, counts = random_spots()
     parameters = (law.size, law.profile, law.log_rate, law.logits)
     plain = nb_log_prob(counts, law.total_count, law.logits[law.section]).sum(1)
