@@ -23,10 +23,10 @@ from torch import Tensor
 from superst_monai.data.section import Section
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import Canvas, canvas_of
-from superst_monai.inference.posterior import ORIENTATIONS, halo_of, orient, orient_back
+from superst_monai.inference.posterior import ORIENTATIONS, TileSampler
 from superst_monai.inference.rates import choose_conditions, mean_rates
 from superst_monai.inference.run import Run
-from superst_monai.inference.tiles import tissue_tiles
+from superst_monai.inference.tiles import draw_part, read_part, tissue_tiles
 from superst_monai.model.field import FieldGrid, field_divergence
 from superst_monai.model.likelihood import spot_log_prob, sum_over_spots
 from superst_monai.model.objective import FusionVAE
@@ -37,6 +37,8 @@ Floats = NDArray[np.float32]
 Show = Callable[[float, float], None]
 EFFECT_SD = 0.5
 """Prior standard deviation of a gene's effects on a section, log rate and logit."""
+MOST = 3.0
+"""Most that a field changes the log scale of a pixel."""
 SPOTS_A_STEP = 750
 """Most spots whose counts one step of the fit looks at; of a larger section each step draws as many."""
 
@@ -78,14 +80,16 @@ class SectionField:
 def modulate(scaled: Tensor, field: Tensor) -> Tensor:
     """Scaled activity of pixels after a field.
 
-    With A_k = s a_k it is s exp(u_{K+1}) softmax_k(log a_k + u_k); a metagene without activity stays without.
+    With A_k = s a_k it is s exp(u_{K+1}) softmax_k(log a_k + u_k); a metagene without activity stays without. u_{K+1}
+    is held within MOST: where the network sees glass its size is near zero, and a factor that would lift it to the
+    counts of a spot is another one in each sample.
 
     Args:
         scaled: A `(..., K)` [1/px].
         field: u `(..., K + 1)`.
     """
     tilted = scaled * (field[..., :-1] - field[..., :-1].amax(dim=-1, keepdim=True)).exp()
-    size = scaled.sum(dim=-1, keepdim=True) * field[..., -1:].exp()
+    size = scaled.sum(dim=-1, keepdim=True) * field[..., -1:].clamp(-MOST, MOST).exp()
     return tilted * (size / tilted.sum(dim=-1, keepdim=True).clamp_min(1e-30))
 
 
@@ -120,7 +124,7 @@ def fit_field(
     started = time.monotonic()
     torch.manual_seed(seed)
     canvas = canvas_of(section, run.mpp, find_tissue)
-    pixels = spot_pixels(run.network, section, canvas)
+    pixels = spot_pixels(run.network, section, canvas, seed=seed)
     log_rate, logit = (
         torch.from_numpy(part) for part in mean_rates(run.network, choose_conditions(run, section, conditions))
     )
@@ -167,7 +171,7 @@ class SpotPixels:
     """What the network says of the pixels of a section's spots.
 
     Attributes:
-        scaled: geometric mean over the orientations of the scaled activity `(P, K)` [1/px].
+        scaled: mean over the draws of the scaled activity `(P, K)` [1/px].
         spot: spot of each pixel `(P,)` int64, from 1.
         x_um: of the pixels' centres `(P,)`.
         y_um: the same.
@@ -179,27 +183,25 @@ class SpotPixels:
     y_um: NDArray[np.float64]
 
 
-def spot_pixels(network: FusionVAE, section: Section, canvas: Canvas, *, tile_px: int = 256) -> SpotPixels:
-    """Run the network, at the posterior mean of z, over the tiles of a section and keep the pixels of its spots."""
+def spot_pixels(
+    network: FusionVAE, section: Section, canvas: Canvas, *, tile_px: int = 256, seed: int = 0
+) -> SpotPixels:
+    """Draw z over the tiles of a section as `predict` does, once an orientation, and keep the pixels of its spots.
+
+    The mean of z would not do: where the network is unsure, its map at that mean is far from the mean of its maps.
+    """
     label = spot_labels(section.at(canvas.mpp))
     label = np.where(label > section.n_spots, 0, label)
-    edge, multiple = halo_of(network.arch.depth).whole, 2 ** (network.arch.depth - 1)
-    device = next(network.parameters()).device
+    sampler = TileSampler(network, samples=ORIENTATIONS, seed=seed)
     found: list[Tensor] = []
     places: list[tuple[NDArray[np.int64], ...]] = []
     for tile in tissue_tiles(label > 0, tile_px):
         row, col = np.nonzero(label[tile.row : tile.row + tile.height, tile.col : tile.col + tile.width])
-        whole = tile._replace(
-            height=-(-tile.height // multiple) * multiple, width=-(-tile.width // multiple) * multiple
-        )
-        image = canvas.image(whole.grown(edge)).to(device)
-        logs = torch.zeros(())
-        with torch.inference_mode():
-            for turn in range(ORIENTATIONS):
-                seen = orient(image, turn)[None].contiguous(memory_format=torch.channels_last)
-                scaled = orient_back(network(seen)[0], turn)[:, edge:, edge:][:, row, col]  # (K, P)
-                logs = logs + scaled.clamp_min(1e-30).log().cpu() / ORIENTATIONS
-        found.append(logs.exp().T)
+        part = read_part(canvas, sampler, tile)
+        mean = np.zeros((network.arch.n_metagenes, tile.height, tile.width), np.float32)
+        for _, values in draw_part(sampler, part):
+            mean[(slice(None), *part.place)] += values / ORIENTATIONS
+        found.append(torch.from_numpy(mean[:, row, col].T))
         places.append((row + tile.row, col + tile.col))
     row, col = (np.concatenate(part) for part in zip(*places, strict=True))
     spot = torch.from_numpy(label[row, col].astype(np.int64))

@@ -14,9 +14,11 @@ from superst_monai.errors import RunError
 from superst_monai.inference import section_field
 from superst_monai.inference.canvas import canvas_of
 from superst_monai.inference.field_store import field_path, load_field, save_field
-from superst_monai.inference.posterior import ORIENTATIONS, Window, orient, orient_back
+from superst_monai.inference.maps import open_maps
+from superst_monai.inference.posterior import ORIENTATIONS
 from superst_monai.inference.rates import mean_rates
 from superst_monai.inference.section_field import SectionField, fit_field, modulate, spot_pixels
+from superst_monai.inference.slide_map import predict
 from superst_monai.model.field import FieldGrid
 from superst_monai.transforms.labels import spot_labels
 from superst_monai.transforms.tissue import find_tissue
@@ -41,22 +43,28 @@ def test_a_metagene_without_activity_stays_without() -> None:
     torch.testing.assert_close(changed, torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
 
 
-def test_spot_pixels_are_the_network_at_the_posterior_mean(run, section) -> None:
-    """Tile by tile or whole, a pixel holds the geometric mean over the orientations of the network's map."""
+def test_a_field_changes_the_size_twentyfold_at_most() -> None:
+    """What the network takes for glass stays small under whatever field."""
+    scaled = torch.tensor([[2e-6, 1e-6]])
+    sizes = [float(modulate(scaled, torch.tensor([[0.0, 0.0, u]])).sum()) for u in (-50.0, -2.0, 2.0, 50.0)]
+    np.testing.assert_allclose(sizes, 3e-6 * np.exp([-3.0, -2.0, 2.0, 3.0]), rtol=1e-5)
+
+
+def test_spot_pixels_are_the_mean_of_what_predict_draws(run, section, tmp_path) -> None:
+    """Tile by tile or whole, a pixel holds the mean of the samples of a map, one an orientation."""
     canvas = canvas_of(section, section.mpp, find_tissue)
-    found = spot_pixels(run.network, section, canvas, tile_px=64)
+    found = spot_pixels(run.network, section, canvas, tile_px=64, seed=3)
     label = spot_labels(section)
     label[label > section.n_spots] = 0
     row, col = ((found.y_um / section.mpp - 0.5).astype(int), (found.x_um / section.mpp - 0.5).astype(int))
     np.testing.assert_array_equal(found.spot.numpy(), label[row, col])
     assert len(row) == (label > 0).sum()
-    height, width = (-(-(n + 192) // 4) * 4 for n in canvas.shape)
-    window = Window(-96, -96, height, width)
-    image = canvas.image(window)
-    with torch.no_grad():
-        logs = [orient_back(run.network(orient(image, t)[None])[0], t).log() for t in range(ORIENTATIONS)]
-    plain = torch.stack(logs).mean(0).exp()[:, row - window.row, col - window.col].T
-    torch.testing.assert_close(found.scaled, plain, rtol=2e-3, atol=1e-8)
+    store = tmp_path / "maps.zarr"
+    predict(run, section, store, samples=ORIENTATIONS, seed=3, use_field=False, find_tissue=find_tissue)
+    drawn = np.zeros((run.network.arch.n_metagenes, *canvas.shape), np.float32)
+    for place, part in open_maps(store).tiles():
+        drawn[(slice(None), *place)] = part.mean(0)
+    np.testing.assert_allclose(found.scaled.numpy(), drawn[:, row, col].T, rtol=5e-3, atol=1e-7)  # float16 in the store
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +120,7 @@ def test_a_known_field_is_recovered_also_where_spots_were_withheld(even, pixels,
     """Shares of withheld spots follow the truth far better with the field than with the network alone."""
     section, truth = known
     keep = np.arange(section.n_spots) % 4 > 0
-    field = fit_field(even, section, keep=keep, steps=200)
+    field = fit_field(even, section, keep=keep)
     means = [expected_counts(even, pixels, section.n_spots, f) for f in (None, field)]
 
     def error(mean: np.ndarray) -> float:
@@ -120,7 +128,7 @@ def test_a_known_field_is_recovered_also_where_spots_were_withheld(even, pixels,
         return float(np.abs(share - true).mean())
 
     without, with_field = (error(mean) for mean in means)
-    assert with_field < 0.5 * without
+    assert with_field < 0.55 * without
     totals = means[1][~keep].sum(1)
     assert np.corrcoef(np.log(totals), np.log(truth[~keep].sum(1)))[0, 1] > 0.8
 
