@@ -154,7 +154,7 @@ def test_the_store_holds_the_layer_and_the_verdict(trained: Run, known: Section,
     np.testing.assert_allclose(sdata["domain"].values, measure(trained, known), rtol=1e-3, atol=1e-4)
     group, meta = open_store(out)
     assert meta["record"]["domain"] == summarise(group["images/domain/s0"])
-    assert said == [in_words(meta["record"]["domain"])]
+    assert said[-1] == in_words(meta["record"]["domain"])
     assert meta["block_px"] == BLOCK
 
 
@@ -165,9 +165,8 @@ def test_a_run_without_its_domain_has_no_guard_and_says_so(
     said: list[str] = []
     path = make_run(tmp_path / "run")
     out = predict(load_run(path), known, tmp_path / "a.zarr", samples=1, tell=said.append)
-    assert said == [
-        "the run does not know the domain of its training, so this prediction has no guard; train again for one"
-    ]
+    guard = "the run does not know the domain of its training, so this prediction has no guard; train again for one"
+    assert said[0] == guard
     group, meta = open_store(out)
     assert "domain" not in group["images"]
     assert (meta["record"]["domain"], meta["block_px"]) == (None, None)
