@@ -49,8 +49,7 @@ def write_gene_maps(maps_path: Path | str, genes: Sequence[str], out_dir: Path |
     out = make_folder(out_dir)
     image = source_image(maps)
     paths, rows = [], []
-    for gene, file in zip(genes, file_names(genes), strict=True):
-        mean, sd = maps.gene(gene)
+    for (gene, mean, sd), file in zip(maps.each_gene(genes), file_names(genes), strict=True):
         save_figure(gene_figure(gene, mean, sd, maps.tissue, maps.mpp, image), out / file)
         paths.append(out / file)
         rows.append(gene_numbers(mean, sd, maps.tissue))

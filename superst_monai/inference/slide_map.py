@@ -24,7 +24,7 @@ from superst_monai.inference.field_draws import FieldDraws
 from superst_monai.inference.field_store import has_field, load_field, load_prior
 from superst_monai.inference.maps_store import MapsLayout, new_maps
 from superst_monai.inference.maps_writer import MapsWriter
-from superst_monai.inference.pipeline import Behind, ahead, give_back_memory
+from superst_monai.inference.pipeline import Behind, ahead, bound_memory, give_back_memory
 from superst_monai.inference.posterior import TileSampler, Window
 from superst_monai.inference.rates import choose_conditions, draw_rates, rate_moments
 from superst_monai.inference.run import Run
@@ -198,6 +198,7 @@ def _draw_tiles(
     workers: int,
 ) -> None:
     """Draw tiles and write them, in their order."""
+    bound_memory()
     started, ready, total = time.monotonic(), 0, sampler.samples * len(tiles)
     n_metagenes = sampler.network.arch.n_metagenes
     with Behind() as behind, closing(ahead(lambda t: read_part(canvas, sampler, t), tiles, workers=workers)) as parts:

@@ -248,3 +248,23 @@ def test_a_gene_set_is_the_sum_of_its_genes(maps: Maps) -> None:
     sums = maps.sum_over(pixel, some)
     each = (sums.total_count[:, 0] * np.exp(sums.logits)).sum(-1)  # (N,)
     np.testing.assert_allclose([mean[row, col], sd[row, col]], [each.mean(), each.std()], rtol=1e-3)
+
+
+def test_many_genes_at_once_are_what_they_are_alone(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one gene at a time and a plain mean over samples; whatever number is computed together."""
+    wanted = [*reversed(maps.genes[:5]), maps.genes[0]]
+    every = list(maps.each_gene(wanted))
+    monkeypatch.setattr("superst_monai.inference.maps._TOGETHER_BYTES", 16 * maps.shape[0] * maps.shape[1])  # two
+    by_two = list(maps.each_gene(wanted))
+    assert [name for name, *_ in every] == [name for name, *_ in by_two] == wanted
+    samples = maps.read((slice(0, maps.shape[0]), slice(0, maps.shape[1])))
+    for (name, mean, sd), (_, *two) in zip(every, by_two, strict=True):
+        g = maps.genes.index(name)
+        each = np.einsum("nk,nkhw->nhw", np.exp(maps.log_rate[:, :, g] + maps.logit[:, g, None]), samples)
+        np.testing.assert_allclose(mean, each.mean(axis=0), rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(sd, each.std(axis=0), rtol=1e-3, atol=1e-8)
+        for found, alone, pair in zip((mean, sd), maps.gene(name), two, strict=True):
+            np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-9)
+            np.testing.assert_allclose(found, pair, rtol=1e-4, atol=1e-9)
+    with pytest.raises(RunError, match="nonsense"):
+        list(maps.each_gene(["nonsense"]))
