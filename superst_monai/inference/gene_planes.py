@@ -35,5 +35,5 @@ def mean_and_sd(samples: NDArray[Any], weight: Floats, *, mean: Floats, sd: Floa
         for n in range(n_samples):
             deviation = torch.addmm(middle, weights[n], here[n], beta=-1)
             square.addcmul_(deviation, deviation)
-        to_mean[:, rows] = middle.unflatten(1, (-1, width))
-        to_sd[:, rows] = square.div_(n_samples).sqrt_().unflatten(1, (-1, width))
+        to_mean[:, rows] = middle.view(n_genes, -1, width)
+        to_sd[:, rows] = square.div_(n_samples).sqrt_().view(n_genes, -1, width)

@@ -158,8 +158,9 @@ class Maps:
 
     def tiles(self) -> Iterator[tuple[Place, Floats]]:
         """Yield the place of each computed tile and its scaled activity `(N, K, h, w)` [1/px]; elsewhere it is zero."""
-        for place in self._pixels.places():
-            yield place, self._pixels.read(place)
+        for place, tile in self._pixels:
+            height, width = (part.stop - part.start for part in place)
+            yield place, tile.astype(np.float32).reshape(*tile.shape[:2], height, width) * self._pixels.unit
 
     def mean_tiles(self) -> Iterator[tuple[Place, Floats]]:
         """Yield each tile's mean over the samples `(K, h, w)` [1/px]; it is stored, so that less has to be read."""

@@ -18,6 +18,8 @@ from superst_monai.model.objective import FusionVAE
 
 Floats = NDArray[np.float32]
 _GLOBAL_STREAM = 1  # spawn key beside that of z
+ANOTHER = "(another)"
+"""Name of a level that is none of the training, see `another_level`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class Effects:
     """N joint draws of what each of the J levels of all covariates adds to a gene.
 
     Attributes:
-        rows: covariate and level of each of the J rows.
+        rows: covariate and level of each of the J rows; with ANOTHER last where a slide is of another level.
         log_rate: beta, `(N, J, G)`.
         logit: gamma, `(N, J, G)`.
     """
@@ -91,8 +93,28 @@ def _level_of(source: object, column: str, levels: list[str]) -> str | None:
     return str(values[0]) if len(values) == 1 and values[0] in levels else None
 
 
+def another_level(network: FusionVAE) -> dict[str, float]:
+    """Covariates of which a slide without a known level is of a level that the training never saw, and how they spread.
+
+    These are the covariates with levels of one training section each, as `section` itself. Let the effects of J such
+    levels and of another be independent draws of one law of variance s2. The other lies around the mean of the J with
+    variance s2 (1 + 1 / J), they themselves with s2 (1 - 1 / J): a level that is drawn among the J has to be moved
+    away from their mean by the factor sqrt((J + 1) / (J - 1)).
+
+    Returns:
+        The factor by covariate.
+    """
+    found = {}
+    for row, (name, levels) in zip(network.generative.condition.tolist(), network.arch.covariates.items(), strict=True):
+        if len(levels) > 1 and sorted(row) == list(range(len(levels))):
+            found[name] = float(np.sqrt((len(levels) + 1) / (len(levels) - 1)))
+    return found
+
+
 def draw_rates(network: FusionVAE, conditions: Mapping[str, str | None], *, samples: int, seed: int) -> RateSamples:
     """Draw profiles and effects from the guide; an unknown condition is drawn too, each level as likely as any other.
+
+    Where the slide must be of another level, the drawn one is moved away from the mean, see `another_level`.
 
     log r_nkg = log r_g + sum_c beta_{c, j(n, c), g} + w_kg and logit_ng = l_g + sum_c gamma_{c, j(n, c), g}.
 
@@ -106,7 +128,8 @@ def draw_rates(network: FusionVAE, conditions: Mapping[str, str | None], *, samp
     baseline, logit_baseline = _array(model.log_rate), _array(model.logit)
     profile = _law(guide.profile)
     laws = {c: (_law(guide.rate_effect[c]), _law(guide.logit_effect[c])) for c in known}
-    rows = [(c, level) for c, names in known.items() for level in names]
+    another = {c: spread for c, spread in another_level(network).items() if conditions[c] is None}
+    rows = [(c, level) for c, names in known.items() for level in (*names, *[ANOTHER] * (c in another))]
     log_rate = np.empty((samples, *profile[0].shape), np.float32)
     logit = np.empty((samples, len(baseline)), np.float32)
     effects = Effects(rows, *(np.empty((samples, len(rows), len(baseline)), np.float32) for _ in range(2)))
@@ -117,11 +140,15 @@ def draw_rates(network: FusionVAE, conditions: Mapping[str, str | None], *, samp
         logit[n] = logit_baseline
         for c, names in known.items():
             drawn = names[int(rng.integers(len(names)))]  # also where the level is known: the stream stays in step
-            levels[c].append(conditions[c] or drawn)
+            levels[c].append(conditions[c] or (ANOTHER if c in another else drawn))
             first, chosen = rows.index((c, names[0])), rows.index((c, levels[c][n]))
+            own = slice(first, first + len(names))
             outs = ((log_rate[n], effects.log_rate[n]), (logit[n], effects.logit[n]))
             for (out, effect), (mean, sd) in zip(outs, laws[c], strict=True):
-                effect[first : first + len(names)] = mean + sd * rng.standard_normal(mean.shape, np.float32)
+                effect[own] = mean + sd * rng.standard_normal(mean.shape, np.float32)
+                if c in another:
+                    middle = effect[own].mean(axis=0)
+                    effect[chosen] = middle + another[c] * (effect[rows.index((c, drawn))] - middle)
                 out += effect[chosen]
     return RateSamples(log_rate, logit, levels, effects if rows else None)
 
@@ -135,8 +162,10 @@ def rate_moments(network: FusionVAE, conditions: Mapping[str, str | None]) -> tu
         level = conditions[c]
         chosen = slice(None) if level is None else [list(names).index(level)]
         effect, sd = (part[chosen] for part in _law(guide.rate_effect[c]))
+        spread = another_level(network).get(c, 1.0) if level is None else 1.0
         mean = mean + effect.mean(0)
-        variance = variance + (sd**2).mean(0) + effect.var(0)
+        variance = variance + spread**2 * effect.var(0)
+        variance = variance + (sd**2).mean(0) * (spread**2 + (1 - spread**2) / len(effect))
     return mean, np.sqrt(variance)
 
 

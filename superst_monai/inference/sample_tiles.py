@@ -34,9 +34,13 @@ class SampleTiles:
         self._cache_bytes = cache_bytes
 
     def __iter__(self) -> Iterator[tuple[Place, NDArray[np.float16]]]:
-        """Yield the place and the stored samples `(N, K, h * w)` of each computed tile, row by row."""
+        """Yield the place and the stored samples `(N, K, h * w)` of each computed tile, row by row.
+
+        Where not all tiles have room in the cache none is kept: it would be gone when the next pass comes to it.
+        """
+        all_bytes = 2 * len(self._keys) * self._side**2 * self.shape[0] * self.shape[1]
         for key in sorted(self._keys):
-            tile = self._tile(key)
+            tile = self._tile(key, keep=all_bytes <= self._cache_bytes)
             yield self._place(key), tile.reshape(*tile.shape[:2], -1)
 
     def places(self) -> list[Place]:
@@ -59,13 +63,14 @@ class SampleTiles:
         (top, left), side = (i * self._side for i in key), self._side
         return slice(top, min(top + side, self.shape[2])), slice(left, min(left + side, self.shape[3]))
 
-    def _tile(self, key: tuple[int, int]) -> NDArray[np.float16]:
-        """Stored samples `(N, K, h, w)` of a tile; the ones used last stay in memory."""
+    def _tile(self, key: tuple[int, int], *, keep: bool = True) -> NDArray[np.float16]:
+        """Stored samples `(N, K, h, w)` of a tile; the ones used last stay in memory, this one if it is to be kept."""
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         tile: NDArray[np.float16] = np.asarray(self._activity[(slice(None), slice(None), *self._place(key))])
-        self._cache[key] = tile
+        if keep:
+            self._cache[key] = tile
         while sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
             self._cache.popitem(last=False)
         return tile

@@ -13,15 +13,18 @@ from superst_monai.data.section import Section
 from superst_monai.errors import RunError
 from superst_monai.inference.conditions import under
 from superst_monai.inference.maps import Maps, open_maps
+from superst_monai.inference.rates import ANOTHER
 from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.slide_map import predict
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Path]) -> Run:
-    """A run with two covariates."""
+    """A run with two covariates, one of which has a level for each section."""
     levels = {"section": ["C2", "C6"], "donor": ["p1", "p2", "p3"]}
-    return load_run(make_run(tmp_path_factory.mktemp("two") / "run", covariates=levels))
+    run = load_run(make_run(tmp_path_factory.mktemp("two") / "run", covariates=levels))
+    run.network.generative.set_conditions({"section": ["C2", "C6"], "donor": ["p1", "p1"]})
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,8 @@ def test_effects_of_levels_are_independent_draws(predicted: Callable[..., Maps])
     """Two levels of a covariate do not share their noise."""
     effects = predicted().effects
     assert effects is not None
-    assert effects.rows == [("section", "C2"), ("section", "C6"), ("donor", "p1"), ("donor", "p2"), ("donor", "p3")]
+    donors = [("donor", "p1"), ("donor", "p2"), ("donor", "p3")]
+    assert effects.rows == [("section", "C2"), ("section", "C6"), ("section", ANOTHER), *donors]
     noise = effects.log_rate - effects.log_rate.mean(0)
     assert abs(np.corrcoef(noise[:, 0].ravel(), noise[:, 1].ravel())[0, 1]) < 0.5
 

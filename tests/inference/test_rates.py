@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from superst_monai.data.section import Section
 from superst_monai.errors import RunError
-from superst_monai.inference.rates import choose_conditions, draw_rates, rate_moments
+from superst_monai.inference.rates import ANOTHER, another_level, choose_conditions, draw_rates, rate_moments
 from superst_monai.inference.run import Run, load_run
 
 
@@ -58,6 +60,33 @@ def test_an_unknown_condition_is_uniform_and_shared_by_all_genes(two: Run) -> No
     effect = two.network.guide.logit_effect["donor"]
     np.testing.assert_allclose(drawn_effect[:, 2:].mean(0), effect.mean.detach(), atol=0.03)
     np.testing.assert_allclose(drawn_effect[:, 2:].std(0), effect.log_sd.exp().detach(), rtol=0.1)
+
+
+def test_a_slide_of_another_section_lies_as_far_as_sections_do(two: Run) -> None:
+    """Levels of one section each: a new one has their mean, and 3 times the variance of 2; its effect is kept."""
+    network = copy.deepcopy(two.network)
+    assert another_level(network) == {}
+    network.generative.set_conditions({"section": ["C2", "C6"], "donor": ["p1", "p1"]})
+    assert another_level(network) == {"section": pytest.approx(3**0.5)}
+    unknown = {"section": None, "donor": "p1"}
+    drawn = draw_rates(network, unknown, samples=4000, seed=1)
+    mean, sd = rate_moments(network, unknown)
+    np.testing.assert_allclose(drawn.log_rate.mean(0), mean, atol=0.08)
+    np.testing.assert_allclose(drawn.log_rate.std(0), sd, rtol=0.08)
+    assert drawn.levels["section"] == [ANOTHER] * 4000
+    assert drawn.effects is not None
+    assert drawn.effects.rows[:3] == [("section", "C2"), ("section", "C6"), ("section", ANOTHER)]
+    known = draw_rates(network, {"section": "C2", "donor": "p1"}, samples=4000, seed=1)
+    jump = drawn.effects.log_rate[:, 2] - drawn.effects.log_rate[:, 0]
+    np.testing.assert_allclose(drawn.log_rate - known.log_rate, np.repeat(jump[:, None], len(mean), 1), atol=1e-5)
+    levels = network.guide.rate_effect["section"]
+    with torch.no_grad():
+        levels.log_sd.fill_(-9.0)
+    effects = draw_rates(network, unknown, samples=900, seed=1).effects
+    assert effects is not None
+    np.testing.assert_allclose(
+        effects.log_rate[:, 2].var(0), 3 * levels.mean.detach().var(0, correction=0), rtol=0.1, atol=1e-6
+    )
 
 
 def test_sample_n_does_not_depend_on_the_number_of_samples(two: Run) -> None:
