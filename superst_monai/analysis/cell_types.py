@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
 from superst_monai.analysis.cell_types_reference import Reference, shared_columns
-from superst_monai.analysis.differential import expected_rates
+from superst_monai.analysis.counted_regions import expected_rates
 from superst_monai.analysis.metagene_summary import metagene_name
 from superst_monai.errors import AssayError
 from superst_monai.inference.derived import with_rates

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from superst_monai.analysis.counted_regions import CountedRegions, expected_rates
 from superst_monai.analysis.credible import LEVEL, summarise
 from superst_monai.errors import RunError, ShapeError
 from superst_monai.inference.maps import Maps
@@ -64,6 +65,7 @@ def differential(
     *,
     per: Per = "scale",
     level: float = LEVEL,
+    counted: CountedRegions | None = None,
 ) -> pd.DataFrame:
     """Compare the expected expression of all genes in two regions, each of which may lie on several sections.
 
@@ -77,6 +79,8 @@ def differential(
         regions: pixels of A and B on each of them, `(H, W)`.
         per: divide by "scale" or by "area".
         level: probability of the credible interval.
+        counted: counts of the spots in both regions. Fold changes then follow them as far as they tell, and the
+            intervals hold what the model misses; see `counted_regions`. Without, they are the model's alone.
 
     Returns:
         G rows, the surest first (by `inverse_cv`): gene_id; `expression_a`, `expression_b` (mean over samples, see
@@ -93,6 +97,9 @@ def differential(
     sides = [[pair[side] for pair in pairs] for side in range(2)]
     _require_expression(sides)
     divisors = [_divisor(side, per) for side in sides]  # (N,) each
+    moves: NDArray[np.float64] | None = None
+    if counted is not None:
+        moves, _ = counted.moves(composition=per == "scale", seed=int(several[0].record.get("seed") or 0))
     parts = []
     for columns, rates in _rates(several):
         values = [
@@ -100,7 +107,8 @@ def differential(
             / divisor[:, None]
             for side, divisor in zip(sides, divisors, strict=True)
         ]  # (N, g) each
-        found = summarise(np.log2(values[0]) - np.log2(values[1]), level=level)
+        fold = np.log2(values[0]) - np.log2(values[1])
+        found = summarise(fold if moves is None else fold + moves[:, columns], level=level)
         table = found.table("log2_fold_change", pd.Index(several[0].genes[columns], name="gene"))
         table.insert(0, "gene_id", several[0].gene_ids[columns])
         table.insert(1, "expression_a", values[0].mean(axis=0))
@@ -114,11 +122,6 @@ def _rates(several: Sequence[Maps]) -> Iterator[tuple[slice, list[NDArray[np.flo
     for start in range(0, len(several[0].genes), _CHUNK):
         columns = slice(start, start + _CHUNK)
         yield columns, [expected_rates(maps, columns) for maps in several]
-
-
-def expected_rates(maps: Maps, columns: slice | NDArray[Any]) -> NDArray[np.float64]:
-    """Expected UMIs of a unit of each metagene, exp(log_rate + logit), of some genes `(N, K, g)`."""
-    return np.exp((maps.log_rate[:, :, columns] + maps.logit[:, None, columns]).astype(np.float64))
 
 
 def _divisor(regions: Sequence[Region], per: Per) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from superst_monai.analysis.counted_regions import CountedRegions
 from superst_monai.analysis.credible import LEVEL
 from superst_monai.analysis.differential import UNITS, Mask, Per, differential
 from superst_monai.analysis.files import make_folder, write_json, write_whole
@@ -27,6 +28,7 @@ def write_differential(
     per: Per = "scale",
     level: float = LEVEL,
     top: int = 20,
+    counted: CountedRegions | None = None,
 ) -> list[Path]:
     """Compare two regions, each on one section or several, and write what was found.
 
@@ -41,6 +43,7 @@ def write_differential(
         per: expression by "scale" or by "area"; see `differential.differential`.
         level: probability of the credible intervals.
         top: genes of each direction in the figure.
+        counted: counts of the spots in both regions, see `differential.differential`.
 
     Returns:
         The files.
@@ -50,7 +53,7 @@ def write_differential(
         StoreError: a file cannot be written.
     """
     require_one_run(several)
-    table = differential([one.maps for one in several], regions, per=per, level=level)
+    table = differential([one.maps for one in several], regions, per=per, level=level, counted=counted)
     out = make_folder(out_dir)
     sure = table["lfsr"] < _SURE
     said = {
@@ -67,6 +70,7 @@ def write_differential(
         "unit": UNITS[per],
         "level": level,
         "samples": several[0].maps.n_samples,
+        "spots_counted": None if counted is None else dict(zip("AB", counted.n_spots, strict=True)),
         "n_genes": len(table),
         f"n_lfsr_below_{_SURE:g}": {
             "higher_in_A": int((sure & (table["log2_fold_change"] > 0)).sum()),

@@ -123,12 +123,23 @@ def differential(
         typer.Option(metavar="NAME", help="Class or name of the other region.", show_default="the other tissue"),
     ] = None,
     per: Annotated[Per | None, typer.Option(help="What expression is divided by.", show_default="scale")] = None,
+    counts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Measured section of each MAPS: fold changes follow the counts of its spots, and the intervals hold "
+            "what the model misses.",
+            show_default=False,
+        ),
+    ] = None,
     condition: Condition = None,
     remove: Remove = None,
 ) -> None:
     """Compare the expression of all genes in two annotated regions, with its uncertainty."""
-    require_inputs(MAPS=maps, regions=regions)
+    require_inputs(MAPS=maps, regions=regions, counts=counts)
     conditions = _conditions(condition, remove)
+    if counts and len(counts) != len(maps):
+        raise RunError(f"--counts must name one section for each MAPS, got {len(counts)} for {len(maps)}.")
+    from superst_monai.analysis.counted_regions import count_regions
     from superst_monai.analysis.differential_figures import write_differential
     from superst_monai.analysis.regions import read_regions
     from superst_monai.analysis.several_maps import open_several
@@ -136,7 +147,13 @@ def differential(
     several = open_several(maps, conditions=conditions)
     masks = read_regions(several, regions, of, against, say=_note)
     names = (of, "the other tissue" if against is None else against)
-    _say(write_differential(several, masks, out, names=names, **given(per=None if per is None else per.value)))
+    options = given(per=None if per is None else per.value)
+    if counts:
+        from superst_monai.data.store import read_section
+
+        measured = [one.maps for one in open_several(maps)]  # under the conditions in which the spots were counted
+        options["counted"] = count_regions(measured, [read_section(path) for path in counts], masks)
+    _say(write_differential(several, masks, out, names=names, **options))
 
 
 def cell_types(

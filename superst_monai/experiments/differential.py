@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.stats import mannwhitneyu
 
+from superst_monai.analysis.counted_regions import spots_in
 from superst_monai.analysis.differential import differential
 from superst_monai.analysis.evaluation import lognorm
 from superst_monai.analysis.regions import read_regions
 from superst_monai.analysis.several_maps import Named
-from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 from superst_monai.errors import RunError
 from superst_monai.experiments.effort import FULL, Effort
@@ -149,21 +149,6 @@ def overlaps(order: Sequence[str], reference: Sequence[str], sizes: NDArray[np.i
     """Genes of the reference among the first n of a ranked list, for each set size n."""
     hits = np.cumsum(pd.Index(order).isin(reference))
     return np.asarray(hits[sizes - 1], dtype=np.int64)
-
-
-def spots_in(section: Section, label: NDArray[np.int64], masks: Sequence[Mask]) -> list[Mask]:
-    """Spots of which at least half of the pixels lie in each region `(S,)`; none is in both.
-
-    Args:
-        section: with counts.
-        label: spot of each pixel of the maps `(H, W)`, 0 none.
-        masks: the two regions `(H, W)`.
-    """
-    n_px, *inside = (
-        np.bincount(label[mask], minlength=section.n_spots + 1)[1:] for mask in (np.ones_like(masks[0]), *masks)
-    )
-    first = (n_px > 0) & (2 * inside[0] >= n_px)
-    return [first, (n_px > 0) & (2 * inside[1] >= n_px) & ~first]
 
 
 def _hash(path: Path) -> str | None:

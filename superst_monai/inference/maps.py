@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 Floats = NDArray[np.float32]
-_TOGETHER_BYTES = 512 * 2**20
-"""Of the maps that are computed with one pass over the tiles."""
+_TOGETHER, _TOGETHER_BYTES = 4, 128 * 2**20
+"""Genes computed with one pass over the tiles: at least so many, and as many as fit; memory used again is faster."""
 
 
 def open_maps(path: str | Path, *, cache_mib: int = 512) -> Maps:
@@ -127,7 +127,7 @@ class Maps:
     def each_gene(self, names: Sequence[str]) -> Iterator[tuple[str, Floats, Floats]]:
         """Yield the maps of many genes, each with its name: as `gene`, at a fifteenth of the time.
 
-        Genes are computed together, as many as `_TOGETHER_BYTES` hold, with one pass over the tiles.
+        Some genes are computed together, with one pass over the tiles.
 
         Yields:
             Name, mean and standard deviation, both `(H, W)` [1/px], in the order of `names`.
@@ -136,7 +136,7 @@ class Maps:
             RunError: the run does not have a gene.
         """
         rates = self._rates(names)
-        step = max(1, _TOGETHER_BYTES // (8 * self.shape[0] * self.shape[1]))
+        step = max(_TOGETHER, _TOGETHER_BYTES // (8 * self.shape[0] * self.shape[1]))
         for start in range(0, len(names), step):
             for name, *moments in zip(names[start:], *self._planes(rates[:, start : start + step]), strict=False):
                 yield name, *moments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,32 @@ def test_differential(run: Runner, calls: Calls, tmp_path: Path) -> None:
         ("regions", ("opened", [file], "T", "S"), {}),
         ("differential", ("opened", masks, out), {"names": ("T", "S"), "per": "area"}),
     ]
+
+
+def test_differential_with_counts(run: Runner, calls: Calls, stand_in: StandIn, tmp_path: Path) -> None:
+    """Counts are compared with maps under the conditions of the measurement; there is one section for each maps."""
+    file, out = tmp_path / "r.geojson", tmp_path / "o"
+    file.touch()
+    base = ("analyze", "differential", tmp_path, "--regions", file, "--of", "T", "--out", out, "--counts", file)
+    done = run(*base, "--counts", file)
+    assert done.exit_code == 2
+    assert "--counts must name one section for each MAPS, got 2 for 1" in done.output
+    assert calls == []
+    stand_in("superst_monai.data.store", read_section=lambda path: f"section {path.name}")
+    seen = []
+    stand_in("superst_monai.analysis.counted_regions", count_regions=lambda *words: seen.append(words) or "counted")
+    opened = SimpleNamespace(maps="maps")
+    conditions = []
+
+    def open_several(_: object, **options: object) -> list[SimpleNamespace]:
+        conditions.append(options)
+        return [opened]
+
+    stand_in("superst_monai.analysis.several_maps", open_several=open_several)
+    assert run(*base, "--remove", "section").exit_code == 0
+    assert seen == [(["maps"], ["section r.geojson"], [("in", "out")])]
+    assert conditions == [{"conditions": {"section": None}}, {}]
+    assert calls[-1][2] == {"names": ("T", "the other tissue"), "counted": "counted"}
 
 
 def test_cell_types(run: Runner, calls: Calls, tmp_path: Path) -> None:
