@@ -5,47 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from superst_monai.data.slide import Slide
-from superst_monai.errors import RunError, StoreError, SuperstError
-from superst_monai.inference.canvas import open_source
+from superst_monai.errors import RunError, StoreError
+from superst_monai.inference.cohort_jobs import Job, content_sha256, differences, do, failed
 from superst_monai.inference.cohort_manifest import Manifest, Outcome
 from superst_monai.inference.cohort_slides import SUFFIX, CohortSlide, require_slides, some_of
-from superst_monai.inference.field_store import field_path, has_field, load_prior
+from superst_monai.inference.field_store import load_prior
+from superst_monai.inference.plan import SAMPLES, SEED
 from superst_monai.inference.run import Run, load_run
-from superst_monai.inference.slide_map import SAMPLES, SEED, Show, predict
-from superst_monai.inference.unfinished import Unfinished
+from superst_monai.inference.slide_map import Show
+from superst_monai.inference.unfinished import new_owner
 
 _LOG = logging.getLogger(__name__)
 _RUN_FILES = ("genes.csv", "domain.json", "calibration.json")
 """Of a run folder, beside its weights and fields: what maps depend on and may change after the training."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A slide to predict, with all that a process elsewhere must know of it.
-
-    Attributes:
-        slide: the slide, under its absolute path.
-        store: where its maps go.
-        run: absolute path of the run.
-        weights_sha256: of the run, so that a process that sees another one there says so.
-        arguments: what the maps follow from, beside the content of slide and field.
-        made_from: what the store on disk follows from; None if there is none or it is not known.
-        overwrite: replace a store that follows from something else.
-    """
-
-    slide: CohortSlide
-    store: Path
-    run: Path
-    weights_sha256: str
-    arguments: Mapping[str, Any]
-    made_from: Mapping[str, Any] | None
-    overwrite: bool
 
 
 Workers = Callable[[Run, Sequence[Job], Callable[[float], None]], Iterator[Outcome]]
@@ -93,7 +68,7 @@ def predict_cohort(
     """
     run, out, started = load_run(run_dir), Path(out).resolve(), time.monotonic()
     require_slides(run, slides)
-    manifest = Manifest(out)
+    manifest, owner = Manifest(out), new_owner()
     common = {"run_state": run_state(run), "samples": samples, "seed": seed, "use_field": use_field}
     jobs = [
         Job(
@@ -104,18 +79,22 @@ def predict_cohort(
             arguments={**common, "mpp": slide.mpp, "conditions": dict(slide.conditions)},
             made_from=manifest.made_from(slide.name),
             overwrite=overwrite,
+            owner=owner,
         )
         for slide in slides
     ]
     if not overwrite:
         _require_same(jobs, manifest)
 
+    found, most = dict[str, Outcome](), 0.0
+
     def progress(share: float) -> None:
+        nonlocal most
+        most = max(most, share)  # slides that are done say nothing of those under way
         if show is not None:
-            show(share, time.monotonic() - started)
+            show(most, time.monotonic() - started)
 
     manifest.begin(slides)
-    found: dict[str, Outcome] = {}
     for outcome in (workers or here)(run, jobs, progress):
         found[outcome.name] = outcome
         manifest.add(outcome)
@@ -139,83 +118,6 @@ def here(run: Run, jobs: Sequence[Job], progress: Callable[[float], None]) -> It
             yield failed(job, exc, time.monotonic() - before)
 
 
-def do(job: Job, run: Run, show: Show | None = None) -> Outcome:
-    """Predict a slide unless its store is there; doing so twice leaves what doing so once does.
-
-    Args:
-        job: the slide.
-        run: its run, opened.
-        show: see `predict`.
-
-    Raises:
-        SuperstError: see `predict`.
-        RunError: the store follows from something else, and must not be replaced.
-    """
-    started, notes = time.monotonic(), list[str]()
-    slide, given = job.slide, job.arguments
-    with open_source(slide.path, slide_mpp=slide.mpp) as source:
-        sha256 = str(source.properties["sha256"]) if slide.path.is_file() and isinstance(source, Slide) else None
-        sha256 = sha256 or content_sha256(slide.path)
-        field = None
-        if given["use_field"] and not isinstance(source, Slide) and has_field(run, source):
-            field = content_sha256(field_path(run, source))
-        made_from = {**given, "sha256": sha256, "field": field}
-        if job.made_from is not None and job.store.exists():
-            other = _differences(job.made_from, made_from)
-            if not other:
-                return Outcome(slide.name, "kept", sha256, time.monotonic() - started)
-            if not job.overwrite:
-                raise RunError(
-                    f"{job.store.name} was predicted from something else: {'; '.join(other)}; --overwrite / "
-                    "overwrite=True predicts it anew."
-                )
-        predict(
-            run,
-            source,
-            job.store,
-            samples=given["samples"],
-            seed=given["seed"],
-            use_field=given["use_field"],
-            conditions=slide.conditions,
-            source_path=slide.path,
-            show=show,
-            tell=notes.append,
-            overwrite=job.overwrite or job.store.exists(),
-            resume=bool(Unfinished(job.store).done) and not job.overwrite,
-        )
-    return Outcome(slide.name, "done", sha256, time.monotonic() - started, notes=notes, made_from=made_from)
-
-
-def failed(job: Job, exc: BaseException, seconds: float) -> Outcome:
-    """What became of a slide whose job ended with an error."""
-    said = " ".join([str(exc), *getattr(exc, "__notes__", [])])
-    if not isinstance(exc, SuperstError):
-        _LOG.error("%s failed unexpectedly", job.slide.path, exc_info=exc)
-        said = f"unexpected {type(exc).__name__}: {said}; this is a fault of superst, please report it."
-    try:
-        sha256 = content_sha256(job.slide.path)
-    except OSError:
-        sha256 = None
-    return Outcome(job.slide.name, "failed", sha256, seconds, error=said)
-
-
-def content_sha256(path: Path) -> str:
-    """Hash of a file's bytes; of a folder, that of the names and bytes of all files in it.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            if file != path:
-                digest.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
 def run_state(run: Run) -> str:
     """Hash of all in a run that its maps of any slide follow from: weights, genes, calibration, and prior of fields."""
     digest = hashlib.sha256(run.weights_sha256.encode())
@@ -237,7 +139,7 @@ def _require_same(jobs: Sequence[Job], manifest: Manifest) -> None:
     changed: dict[str, list[str]] = {}
     for job in jobs:
         if job.made_from is not None and job.store.exists():
-            for fault in _differences({key: job.made_from.get(key) for key in job.arguments}, job.arguments):
+            for fault in differences({key: job.made_from.get(key) for key in job.arguments}, job.arguments):
                 changed.setdefault(fault, []).append(job.slide.name)
     if changed:
         said = "; ".join(f"{fault} ({some_of(names)})" for fault, names in changed.items())
@@ -245,8 +147,3 @@ def _require_same(jobs: Sequence[Job], manifest: Manifest) -> None:
             f"the maps in {manifest.path.parent} were predicted from other arguments: {said}; give the same again, "
             "choose another --out, or pass --overwrite / overwrite=True to predict these slides anew."
         )
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two sets of arguments, in words."""
-    return [f"{key} was {before.get(key)!r}, got {value!r}" for key, value in now.items() if before.get(key) != value]

@@ -18,7 +18,7 @@ from superst_monai.errors import StoreError
 from superst_monai.inference.canvas import Plane
 from superst_monai.inference.maps_writer import ATTRS, DOMAIN_CHANNELS, MULTIPLIER, MapsWriter, array_of, meta_of
 from superst_monai.inference.rates import Effects, RateSamples
-from superst_monai.inference.unfinished import unfinished_store
+from superst_monai.inference.unfinished import Unfinished, begun_store, joined_store, unfinished_store
 
 FORMAT_VERSION = 1
 _META = ("mpp", "record", "multiplier", "tile_px")
@@ -51,9 +51,16 @@ class MapsLayout:
     record: Mapping[str, Any]
     block_px: int | None = None
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All that the store follows from, as JSON."""
+        return {**self.record, "mpp": self.mpp, "tile_px": self.tile_px, "block_px": self.block_px}
+
 
 @contextmanager
-def new_maps(path: Path, layout: MapsLayout, *, overwrite: bool = False, resume: bool = False) -> Iterator[MapsWriter]:
+def new_maps(
+    path: Path, layout: MapsLayout, *, overwrite: bool = False, resume: bool = False, owner: str | None = None
+) -> Iterator[MapsWriter]:
     """Lay out a store and yield its writer; the store takes its name when the block ends without an error.
 
     However else it ends, the finished tiles stay beside that name, see `unfinished_store`.
@@ -63,23 +70,64 @@ def new_maps(path: Path, layout: MapsLayout, *, overwrite: bool = False, resume:
         layout: everything but the pixels.
         overwrite: replace a store of that name.
         resume: go on with what an earlier process left of the same layout.
+        owner: in whose name; see `Unfinished`.
 
     Raises:
         StoreError: the name is taken, the disk is full, or the folder cannot be written.
         RunError: what an earlier process left is of another layout.
     """
-    arguments = {**layout.record, "mpp": layout.mpp, "tile_px": layout.tile_px, "block_px": layout.block_px}
-    with unfinished_store(path, arguments, overwrite=overwrite, resume=resume) as under_way:
-        if not under_way.done:
-            with _known_notices():
-                _write_skeleton(under_way.store, layout)
-                group = zarr.open_group(under_way.store, mode="r+", use_consolidated=False)
-                _write_posterior(group.create_group("posterior"), layout)
-        writer = MapsWriter(zarr.open_group(under_way.store, mode="r+", use_consolidated=False), under_way)
+    with unfinished_store(path, layout.arguments, overwrite=overwrite, resume=resume, owner=owner) as under_way:
+        _lay_out(under_way, layout)
+        writer = _writer(under_way)
         yield writer
         writer.finish()
         with _known_notices():
             zarr.consolidate_metadata(under_way.store)
+
+
+def lay_out_maps(path: Path, layout: MapsLayout, *, overwrite: bool, resume: bool, owner: str) -> MapsWriter:
+    """Lay out a store and leave it unfinished: for `join_maps` to draw its tiles, and `new_maps` to finish it.
+
+    Arguments and errors are those of `new_maps`.
+
+    Returns:
+        Its writer, which knows what tiles are left.
+    """
+    with begun_store(path, layout.arguments, overwrite=overwrite, resume=resume, owner=owner) as under_way:
+        _lay_out(under_way, layout)
+        return _writer(under_way)
+
+
+@contextmanager
+def join_maps(path: Path, layout: MapsLayout, *, owner: str) -> Iterator[MapsWriter]:
+    """Yield a writer of some of the tiles of a store that is laid out, while other processes write others.
+
+    Args:
+        path: the `.zarr` folder to come.
+        layout: that of the store.
+        owner: in whose name the store was laid out.
+
+    Raises:
+        StoreError: the store belongs to another owner by now, the disk is full, or the folder cannot be written.
+        RunError: the store is of another layout.
+    """
+    with joined_store(path, layout.arguments, owner=owner) as under_way:
+        yield _writer(under_way)
+
+
+def _lay_out(under_way: Unfinished, layout: MapsLayout) -> None:
+    """Write all of a store but its pixels, unless it has some."""
+    if under_way.done:
+        return
+    with _known_notices():
+        _write_skeleton(under_way.store, layout)
+        group = zarr.open_group(under_way.store, mode="r+", use_consolidated=False)
+        _write_posterior(group.create_group("posterior"), layout)
+
+
+def _writer(under_way: Unfinished) -> MapsWriter:
+    """The writer of a store that is laid out."""
+    return MapsWriter(zarr.open_group(under_way.store, mode="r+", use_consolidated=False), under_way)
 
 
 def _write_skeleton(path: Path, layout: MapsLayout) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -45,9 +45,9 @@ class MapsWriter:
         meta = meta_of(group)
         self._tile_px, self._block_px = int(meta["tile_px"]), meta["block_px"]
 
-    def has(self, window: Window) -> bool:
-        """Whether a tile is on disk already."""
-        return self._key(window) in self._under_way.done
+    def left(self, windows: Iterable[Window]) -> list[Window]:
+        """Those of some tiles that are not on disk yet."""
+        return [window for window in windows if self._key(window) not in self._under_way.done]
 
     def write(self, window: Window, samples: NDArray[np.float32], domain: NDArray[np.float32] | None = None) -> None:
         """Write a whole tile at once; see `write_sample` and `finish_tile`.
@@ -74,7 +74,9 @@ class MapsWriter:
 
         Raises:
             RunError: a value is no finite number of at most 255 / px.
+            StoreError: the store belongs to another prediction by now.
         """
+        self._under_way.require_own()
         if not float(sample.max()) < _LARGEST:
             raise RunError(
                 f"a pixel must have a finite size below that of {_LARGEST:.0f} mean spots, got {sample.max()} at row "
@@ -91,6 +93,9 @@ class MapsWriter:
             window: the tile, cut at the border of the map.
             mean: of its samples `(K, h, w)` [1/px].
             domain: `DOMAIN_CHANNELS` of its blocks `(3, h / block, w / block)`, rounded up.
+
+        Raises:
+            StoreError: the store belongs to another prediction by now.
         """
         self._activity[(slice(None), *_place(window))] = mean
         self._scale[(slice(None), *_place(window))] = mean.sum(axis=0, keepdims=True)  # shares sum to 1 over K

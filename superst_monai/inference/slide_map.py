@@ -6,37 +6,28 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from superst_monai.data.section import Section, TissueFinder
 from superst_monai.data.slide import Slide
-from superst_monai.engines.prepare import prefers_bfloat16
-from superst_monai.errors import RunError
-from superst_monai.inference.calibration import Mode, read_calibration
-from superst_monai.inference.canvas import Canvas, canvas_of
-from superst_monai.inference.domain import TileGuard, in_words, read_domain, summarise
-from superst_monai.inference.field_draws import FieldDraws
-from superst_monai.inference.field_store import has_field, load_field, load_prior
-from superst_monai.inference.maps_store import MapsLayout, new_maps
+from superst_monai.inference.domain import TileGuard, in_words, summarise
+from superst_monai.inference.maps_store import join_maps, lay_out_maps, new_maps
 from superst_monai.inference.maps_writer import MapsWriter
 from superst_monai.inference.pipeline import Behind, ahead, bound_memory, give_back_memory
-from superst_monai.inference.posterior import TileSampler, Window
-from superst_monai.inference.rates import choose_conditions, draw_rates, rate_moments
+from superst_monai.inference.plan import SAMPLES, SEED, TILE_PX, WORKERS, Plan, plan_maps
+from superst_monai.inference.posterior import Window
 from superst_monai.inference.run import Run
-from superst_monai.inference.tiles import draw_part, read_part, tissue_tiles
-from superst_monai.inference.unfinished import require_free
-from superst_monai.model.domain import Domain
+from superst_monai.inference.tiles import draw_part, read_part
+from superst_monai.inference.unfinished import Unfinished, require_free
 from superst_monai.transforms.tissue import find_tissue as find_tissue_by_stain
 
 _LOG = logging.getLogger(__name__)
 Show = Callable[[float, float], None]
-SAMPLES, SEED = 10, 0
-"""Of a prediction, or of all those of a cohort, for which none are given."""
+BLOCK_TILES = 32
+"""A slide with more tiles to draw is huge: several processes draw them, that many at a time. Opening it again for each
+block takes seconds, and a tile takes some on a CPU."""
 
 
 def predict(
@@ -46,7 +37,7 @@ def predict(
     *,
     samples: int = SAMPLES,
     seed: int = SEED,
-    tile_px: int = 512,
+    tile_px: int = TILE_PX,
     conditions: Mapping[str, str] | None = None,
     source_path: str | Path | None = None,
     show: Show | None = None,
@@ -55,7 +46,7 @@ def predict(
     overwrite: bool = False,
     resume: bool = False,
     use_field: bool = True,
-    workers: int = 2,
+    workers: int = WORKERS,
 ) -> Path:
     """Draw posterior maps of a slide or section and store them.
 
@@ -106,106 +97,99 @@ def predict(
     """
     out = Path(out)
     require_free(out, overwrite=overwrite, resume=resume)
-    # On CPUs bfloat16 saves a fifth of the time and is 0.1 % off, 2 % in a pixel: there all machines agree instead.
-    bfloat16 = run.device.type != "cpu" and prefers_bfloat16(run.device)
-    sampler = TileSampler(run.network, samples=samples, seed=seed, bfloat16=bfloat16)
-    _check(run, sampler, tile_px=tile_px, workers=workers)
-    chosen = choose_conditions(run, source, conditions)
-    domain = read_domain(run)
-    if domain is None:
-        tell("the run does not know the domain of its training, so this prediction has no guard; train again for one")
-    canvas = canvas_of(source, run.mpp, find_tissue)
-    fields = _fields(run, source, canvas.shape, tell, use_field=use_field, samples=samples, seed=seed)
-    opened_from = None if source_path is None else str(Path(source_path).resolve())
-    record = {"source": canvas.name, "source_path": opened_from, "slide": dict(canvas.slide), "seed": seed}
-    record |= {"device": run.device.type, "precision": "bfloat16" if bfloat16 else "float32"}
-    record |= {"field": None if fields is None else fields.sha256}
-    counts_used = use_field and isinstance(source, Section) and has_field(run, source)
-    record |= {"counts_used": counts_used, "calibration": _calibration(run, counts_used, tell)}
-    layout = _layout(run, canvas, chosen, record, fields, samples=samples, tile_px=tile_px, guarded=domain is not None)
-    tiles = tissue_tiles(canvas.covered, tile_px)
-    with new_maps(out, layout, overwrite=overwrite, resume=resume) as writer:
-        todo = [tile for tile in tiles if not writer.has(tile)]
-        if len(todo) < len(tiles):
-            tell(f"{len(tiles) - len(todo)} of {len(tiles)} tiles are there already")
-        _draw_tiles(sampler, canvas, domain, fields, writer, todo, show, workers=workers)
+    plan = plan_maps(
+        run,
+        source,
+        samples=samples,
+        seed=seed,
+        tile_px=tile_px,
+        conditions=conditions,
+        source_path=source_path,
+        tell=tell,
+        find_tissue=find_tissue,
+        use_field=use_field,
+        workers=workers,
+    )
+    fill(plan, out, show=show, tell=tell, overwrite=overwrite, resume=resume)
+    return out
+
+
+def fill(
+    plan: Plan,
+    out: Path,
+    *,
+    show: Show | None = None,
+    tell: Callable[[str], None] = _LOG.warning,
+    overwrite: bool = False,
+    resume: bool = False,
+    owner: str | None = None,
+) -> None:
+    """Draw all tiles of a plan that are not there yet, and finish the store.
+
+    Args:
+        plan: of `plan_maps`.
+        out: `.zarr` folder to write.
+        owner: in whose name, if not this process alone fills it; see `Unfinished`. Others are those of `predict`.
+
+    Raises:
+        SuperstError: see `predict`.
+    """
+    with new_maps(out, plan.layout, overwrite=overwrite, resume=resume, owner=owner) as writer:
+        todo = writer.left(plan.tiles)
+        if len(todo) < len(plan.tiles):
+            tell(f"{len(plan.tiles) - len(todo)} of {len(plan.tiles)} tiles are there already")
+        _draw_tiles(plan, writer, todo, show)
         if writer.domain is not None:
             summary = summarise(writer.domain)
             writer.add_record(domain=summary)
             tell(in_words(summary))
-    return out
 
 
-def _check(run: Run, sampler: TileSampler, *, tile_px: int, workers: int) -> None:
-    """Refuse impossible numbers."""
-    faults = []
-    if tile_px < sampler.multiple or tile_px % sampler.multiple:
-        faults.append(
-            f"tile_px must be a positive multiple of {sampler.multiple} for a network of depth "
-            f"{run.network.arch.depth}, got {tile_px}; for example {max(512, sampler.multiple)}"
-        )
-    if workers < 1:
-        faults.append(f"workers must be at least 1, got {workers}")
-    if faults:
-        raise RunError("; ".join(faults) + ".")
+def split(plan: Plan, out: Path, *, overwrite: bool, resume: bool, owner: str) -> list[list[Window]]:
+    """Lay out the store of a huge slide, for `draw_block` to draw its tiles and then `fill` to finish it.
+
+    Arguments and errors are those of `fill`.
+
+    Returns:
+        Blocks of consecutive tiles that are not there yet; none, and nothing is written, if the slide is not huge.
+    """
+    there = len(Unfinished(out).done) if resume else 0
+    if len(plan.tiles) - there <= BLOCK_TILES:
+        return []
+    todo = lay_out_maps(out, plan.layout, overwrite=overwrite, resume=resume, owner=owner).left(plan.tiles)
+    return [todo[first : first + BLOCK_TILES] for first in range(0, len(todo), BLOCK_TILES)]
 
 
-def _fields(
-    run: Run,
-    source: Section | Slide,
-    shape: tuple[int, int],
-    tell: Callable[[str], None],
-    *,
-    use_field: bool,
-    samples: int,
-    seed: int,
-) -> FieldDraws | None:
-    """The field of a measured section if the run has it and it is wanted, else draws from the prior of the run."""
-    if isinstance(source, Section) and source.has_counts and use_field:
-        field = load_field(run, source)
-        if field is not None:
-            return FieldDraws.of_section(field, samples=samples, seed=seed, mpp=run.mpp)
-        tell(
-            f"the counts of {source.name} are not used: the run has no field of it, so this is what histology alone "
-            "says; superst fit-section fits one"
-        )
-    prior = load_prior(run)
-    return None if prior is None else FieldDraws.of_prior(prior, shape, samples=samples, seed=seed, mpp=run.mpp)
+def draw_block(plan: Plan, out: Path, tiles: Sequence[Window], *, owner: str) -> None:
+    """Draw those of some tiles that are not there yet, into a store that `split` has laid out.
+
+    Args:
+        plan: that of `split`, made here.
+        out: the `.zarr` folder to come.
+        tiles: a block.
+        owner: as given to `split`.
+
+    Raises:
+        SuperstError: see `predict`, and `join_maps`.
+    """
+    with join_maps(out, plan.layout, owner=owner) as writer:
+        _draw_tiles(plan, writer, writer.left(tiles), None)
 
 
-def _calibration(run: Run, counts_used: bool, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    """The run's recalibration of such a prediction, as it is recorded."""
-    mode: Mode = "field" if counts_used else "histology"
-    found = read_calibration(run, mode)
-    if found is None:
-        tell(
-            "the intervals of counts are as the model has them, not recalibrated: the run has no calibration.json of "
-            "its weights (it withheld too few spots, or comes from a version without)"
-        )
-        return None
-    return {"mode": mode, "factor": found.factor}
-
-
-def _draw_tiles(
-    sampler: TileSampler,
-    canvas: Canvas,
-    domain: Domain | None,
-    fields: FieldDraws | None,
-    writer: MapsWriter,
-    tiles: Sequence[Window],
-    show: Show | None,
-    *,
-    workers: int,
-) -> None:
+def _draw_tiles(plan: Plan, writer: MapsWriter, tiles: Sequence[Window], show: Show | None) -> None:
     """Draw tiles and write them, in their order."""
     bound_memory()
+    sampler, fields = plan.sampler, plan.fields
     started, ready, total = time.monotonic(), 0, sampler.samples * len(tiles)
     n_metagenes = sampler.network.arch.n_metagenes
-    with Behind() as behind, closing(ahead(lambda t: read_part(canvas, sampler, t), tiles, workers=workers)) as parts:
+    with (
+        Behind() as behind,
+        closing(ahead(lambda t: read_part(plan.canvas, sampler, t), tiles, workers=plan.workers)) as parts,
+    ):
         for part in parts:
             shape = (n_metagenes, part.tile.height, part.tile.width)
             mean = np.zeros(shape, np.float32)
-            guard = None if domain is None else TileGuard(domain, sampler, part)
+            guard = None if plan.domain is None else TileGuard(plan.domain, sampler, part)
             row, col = (first + place.start for first, place in zip(part.tile[:2], part.place, strict=True))
             for n, values in draw_part(sampler, part, guard):
                 sample = np.zeros(shape, np.float32)
@@ -218,46 +202,3 @@ def _draw_tiles(
                     show(ready / total, time.monotonic() - started)
             behind(writer.finish_tile, part.tile, mean, None if guard is None else guard.layer)
             give_back_memory()
-
-
-def _layout(
-    run: Run,
-    canvas: Canvas,
-    conditions: Mapping[str, str | None],
-    known: Mapping[str, Any],
-    fields: FieldDraws | None,
-    *,
-    samples: int,
-    tile_px: int,
-    guarded: bool,
-) -> MapsLayout:
-    """Everything of the store that does not depend on pixels; `known` goes into its record."""
-    rates = draw_rates(run.network, conditions, samples=samples, seed=known["seed"])
-    mean, sd = rate_moments(run.network, conditions)
-    if fields is not None:
-        rates, mean = fields.effects(rates), mean + fields.rate_effect
-    record: dict[str, Any] = {
-        **known,
-        "run": str(run.path.resolve()),
-        "run_sha256": run.weights_sha256,
-        "conditions": dict(conditions),
-        "drawn_conditions": {c: drawn for c, drawn in rates.levels.items() if conditions[c] is None},
-        "samples": samples,
-        "pixels_sha256": canvas.sha256,
-        "domain": None,
-        "superst_monai": version("superst-monai"),
-    }
-    genes = pd.DataFrame(
-        {"gene_id": run.gene_ids, "logit": rates.logit.mean(axis=0)}, index=pd.Index(run.genes, name="gene")
-    )
-    return MapsLayout(
-        mpp=run.mpp,
-        tissue=canvas.tissue,
-        tile_px=tile_px,
-        rates=rates,
-        log_rate=(mean, sd),
-        active=run.network.generative.active.cpu().numpy(),
-        genes=genes,
-        record=record,
-        block_px=2 ** (run.network.arch.depth - 1) if guarded else None,
-    )

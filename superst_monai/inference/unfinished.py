@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +24,21 @@ def unfinished_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.unfinished")
 
 
+def new_owner() -> str:
+    """A prediction by this process, as told apart from all others: host, process, and a name of its own."""
+    return f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+
+
 class Unfinished:
     """The folder of a store under way: the store itself, the arguments that it follows from, and the tiles it has.
 
     A tile is in `tiles.txt` when all of it is on disk, so that whatever else there is of a tile is written again.
+    Processes that `join` write down their tiles in a `tiles-*.txt` each. The folder belongs to one owner at a time; who
+    lost it to another writes no more.
 
     Args:
         path: name that the store will have.
+        owner: of `new_owner`, in whose name this process writes; one of its own if not given.
 
     Attributes:
         folder: beside that name.
@@ -37,22 +46,26 @@ class Unfinished:
         done: tiles that are on disk.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Look at what an earlier process left."""
+    def __init__(self, path: Path, owner: str | None = None) -> None:
+        """Look at what other processes left."""
         self.folder = unfinished_folder(path)
         self.store = self.folder / "maps.zarr"
         self._arguments, self._tiles, self._owner = (
             self.folder / name for name in ("arguments.json", "tiles.txt", "owner")
         )
-        text = self._tiles.read_text() if self._tiles.is_file() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut by a kill or a full disk is not one
-        self.done: set[Tile] = {(int(row), int(col)) for row, _, col in (line.partition(" ") for line in lines)}
+        self._account, self._name = self._tiles, owner or new_owner()
+        self.done: set[Tile] = {tile for file in self._accounts() for tile in _tiles_in(file)}
 
     def add(self, tile: Tile) -> None:
-        """Note that a tile is on disk."""
-        with self._tiles.open("a") as file:
+        """Note that a tile is on disk; raises as `require_own` does."""
+        self.require_own()
+        with self._account.open("a") as file:
             file.write(f"{tile[0]} {tile[1]}\n")
         self.done.add(tile)
+
+    def _accounts(self) -> list[Path]:
+        """The files that list tiles."""
+        return sorted(self.folder.glob(f"{self._tiles.stem}*{self._tiles.suffix}"))
 
     @property
     def left(self) -> str:
@@ -63,20 +76,58 @@ class Unfinished:
         return f"{tiles} kept in {self.folder}: give the same arguments again with --resume / resume=True to go on"
 
     def claim(self) -> None:
-        """Write down that this process fills the store.
+        """Write down who fills the store.
 
         Raises:
-            StoreError: another process that is alive does.
+            StoreError: another owner does whose process is alive.
         """
-        if self._owner.is_file():
-            host, _, pid = self._owner.read_text().strip().rpartition(" ")
+        if (owner := self._owned_by()) != self._name:
+            host, pid, *_ = [*owner.split(), "", ""]
             if host == socket.gethostname() and pid.isdigit() and is_alive(int(pid)):
                 raise StoreError(
                     f"{self.folder} is being filled by process {pid}; wait for it, or end it first. If that process "
                     f"is something else, remove {self._owner}."
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._owner.write_text(f"{socket.gethostname()} {os.getpid()}\n")
+        _write_whole(self._owner, f"{self._name}\n")
+
+    def join(self, arguments: Mapping[str, Any]) -> None:
+        """Get ready to draw some of the tiles beside other processes of the same owner.
+
+        Args:
+            arguments: as `begin` wrote them down.
+
+        Raises:
+            StoreError: the folder belongs to another owner.
+            RunError: this process would draw from other arguments; all that differ.
+        """
+        self.require_own()
+        _check_same(json.loads(self._arguments.read_text()), json.loads(json.dumps(arguments)), self.folder)
+        self._account = self._tiles.with_name(f"{self._tiles.stem}-{uuid.uuid4().hex}{self._tiles.suffix}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the folder is there and belongs to the owner in whose name this process writes."""
+        return self._owned_by() == self._name
+
+    def require_own(self) -> None:
+        """Refuse to write into what belongs to another prediction by now.
+
+        Raises:
+            StoreError: the folder is gone, or belongs to another owner.
+        """
+        if not self.is_own:
+            raise StoreError(
+                f"{self.folder} must belong to this prediction while it is filled, but another one has taken it over, "
+                "or has finished it or removed it; let one end before the next is started."
+            )
+
+    def _owned_by(self) -> str:
+        """The owner, empty if there is none."""
+        try:
+            return self._owner.read_text().strip()
+        except FileNotFoundError:
+            return ""
 
     def begin(self, arguments: Mapping[str, Any]) -> None:
         """Start with an empty folder, or go on with one of the same arguments.
@@ -90,14 +141,14 @@ class Unfinished:
         wanted = json.dumps(arguments, indent=2) + "\n"
         if self.done:
             _check_same(json.loads(self._arguments.read_text()), json.loads(wanted), self.folder)
-            whole = self._tiles.with_suffix(".part")
-            whole.write_text("".join(f"{row} {col}\n" for row, col in sorted(self.done)))
-            whole.replace(self._tiles)
-            for scrap in self.store.rglob("*.partial"):  # of a chunk that was being written, by zarr
-                scrap.unlink()
+            _write_whole(self._tiles, "".join(f"{row} {col}\n" for row, col in sorted(self.done)))
+            scraps = self.store.rglob("*.partial")  # of a chunk that was being written, by zarr
+            for leftover in [*scraps, *(file for file in self._accounts() if file != self._tiles)]:
+                leftover.unlink(missing_ok=True)
             return
         shutil.rmtree(self.store, ignore_errors=True)
-        self._tiles.unlink(missing_ok=True)
+        for account in self._accounts():
+            account.unlink(missing_ok=True)
         self._arguments.write_text(wanted)
 
     def remove(self) -> None:
@@ -131,7 +182,12 @@ def require_free(path: Path, *, overwrite: bool, resume: bool) -> None:
 
 @contextmanager
 def unfinished_store(
-    path: Path, arguments: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False
+    path: Path,
+    arguments: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    owner: str | None = None,
 ) -> Iterator[Unfinished]:
     """Yield the folder of a store to fill; the store takes its name when the block ends without an error.
 
@@ -142,38 +198,77 @@ def unfinished_store(
         arguments: all that the store follows from, as JSON; a resumed one must have the same.
         overwrite: replace a store of that name, at the end and in two renames; drop an unfinished one.
         resume: go on with an unfinished one.
+        owner: see `Unfinished`.
 
     Raises:
         StoreError: the name is taken, the disk is full, the folder cannot be written, or see `require_free`.
         RunError: the arguments are not those of the store to resume.
     """
+    with begun_store(path, arguments, overwrite=overwrite, resume=resume, owner=owner) as under_way:
+        yield under_way
+        under_way.require_own()
+        refuse_existing(path, overwrite=overwrite)  # another process may have been faster
+        move_in(under_way.store, path)
+        under_way.remove()
+
+
+@contextmanager
+def begun_store(
+    path: Path, arguments: Mapping[str, Any], *, overwrite: bool, resume: bool, owner: str | None
+) -> Iterator[Unfinished]:
+    """As `unfinished_store`, but the folder stays when the block ends without an error: for others to `join`."""
     require_free(path, overwrite=overwrite, resume=resume)
-    under_way = Unfinished(path)
-    try:
+    under_way = Unfinished(path, owner)
+    with _in_words(path, under_way):
         under_way.claim()
         if not resume:
             under_way.remove()
             under_way.claim()
         remove_leftovers(path)
         under_way.begin(arguments)
-    except SuperstError:
-        raise
-    except OSError as exc:
-        raise cannot_write(path, exc, under_way.left) from exc
     try:
+        with _in_words(path, under_way):
+            yield under_way
+    except BaseException:
+        if not under_way.done and under_way.is_own:
+            under_way.remove()
+        raise
+
+
+@contextmanager
+def joined_store(path: Path, arguments: Mapping[str, Any], *, owner: str) -> Iterator[Unfinished]:
+    """Yield the folder of a store to fill beside other processes of the same owner; see `Unfinished.join`."""
+    under_way = Unfinished(path, owner)
+    with _in_words(path, under_way):
+        under_way.join(arguments)
         yield under_way
-        refuse_existing(path, overwrite=overwrite)  # another process may have been faster
-        move_in(under_way.store, path)
-        under_way.remove()
+
+
+@contextmanager
+def _in_words(path: Path, under_way: Unfinished) -> Iterator[None]:
+    """Have errors say what is kept."""
+    try:
+        yield
     except BaseException as exc:
         if isinstance(exc, OSError) and not isinstance(exc, SuperstError):
             raise cannot_write(path, exc, under_way.left) from exc
         if under_way.done:
             exc.add_note(f"{under_way.left}.")
         raise
-    finally:
-        if not under_way.done:
-            under_way.remove()
+
+
+def _tiles_in(account: Path) -> list[Tile]:
+    """Tiles that a file lists."""
+    text = account.read_text()
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut by a kill or a full disk is not one
+    return [(int(row), int(col)) for row, _, col in (line.partition(" ") for line in lines)]
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Put a file in its place, whole."""
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    part.replace(file)
 
 
 def _check_same(known: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

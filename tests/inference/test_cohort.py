@@ -16,7 +16,8 @@ from superst_monai.data.section import Section
 from superst_monai.data.slide import Slide
 from superst_monai.data.store import write_section
 from superst_monai.errors import RunError, StoreError
-from superst_monai.inference.cohort import content_sha256, predict_cohort, run_state
+from superst_monai.inference.cohort import predict_cohort, run_state
+from superst_monai.inference.cohort_jobs import content_sha256
 from superst_monai.inference.cohort_slides import CohortSlide, read_slide_list
 from superst_monai.inference.maps import open_maps
 from superst_monai.inference.maps_writer import MapsWriter
@@ -176,8 +177,8 @@ def test_a_section_is_known_by_its_content_and_its_field(
     assert contents(tmp_path / "out" / "C2.maps.zarr") == contents(whole)
     assert predict_cohort(run.path, cohort, tmp_path / "out", samples=1)[0].state == "kept"
     (tmp_path / "C2.pt").write_bytes(b"a field")
-    monkeypatch.setattr("superst_monai.inference.cohort.has_field", lambda *_: True)
-    monkeypatch.setattr("superst_monai.inference.cohort.field_path", lambda *_: tmp_path / "C2.pt")
+    monkeypatch.setattr("superst_monai.inference.cohort_jobs.has_field", lambda *_: True)
+    monkeypatch.setattr("superst_monai.inference.cohort_jobs.field_path", lambda *_: tmp_path / "C2.pt")
     assert "field was None, got '" in (predict_cohort(run.path, cohort, tmp_path / "out", samples=1)[0].error or "")
     (end,) = predict_cohort(run.path, cohort, tmp_path / "alone", samples=1, use_field=False)
     assert end.made_from is not None
@@ -197,7 +198,7 @@ def test_a_fault_of_the_program_stops_no_other_slide(
     run: Run, slides: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a slide raises is its outcome, and said to be no fault of the slide."""
-    monkeypatch.setattr("superst_monai.inference.cohort.predict", lambda *_, **__: [][0])
+    monkeypatch.setattr("superst_monai.inference.cohort_jobs.plan_maps", lambda *_, **__: [][0])
     found = predict_cohort(run.path, cohort_of(slides, "A", "B"), tmp_path / "out")
     assert [end.error for end in found] == [
         "unexpected IndexError: list index out of range; this is a fault of superst, please report it."

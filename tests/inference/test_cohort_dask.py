@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 from distributed import KilledWorker, LocalCluster
 
+from superst_monai.data.slide import Slide
 from superst_monai.errors import RunError, SlideError
 from superst_monai.inference import cohort_dask
-from superst_monai.inference.cohort import Job, content_sha256, predict_cohort
+from superst_monai.inference.cohort import predict_cohort
 from superst_monai.inference.cohort_dask import OnDask
+from superst_monai.inference.cohort_jobs import Job, content_sha256
 from superst_monai.inference.cohort_manifest import Outcome
 from superst_monai.inference.cohort_slides import CohortSlide
 from superst_monai.inference.run import Run, load_run
+from superst_monai.inference.slide_map import predict
 
 
 @pytest.fixture
@@ -33,7 +36,10 @@ def cluster() -> Iterator[LocalCluster]:
 
 def jobs_of(tmp_path: Path, *names: str) -> list[Job]:
     """Jobs that no one does."""
-    return [Job(CohortSlide(tmp_path / name), tmp_path, tmp_path, "0", {}, None, False) for name in names]
+    return [
+        Job(CohortSlide(tmp_path / name), tmp_path / f"{name}.zarr", tmp_path, "0", {}, None, False, "host 0 me")
+        for name in names
+    ]
 
 
 def ends(on: OnDask, run: Run, jobs: list[Job]) -> dict[str, tuple[str, str | None]]:
@@ -110,7 +116,7 @@ def test_a_scheduler_that_goes_away_ends_the_cohort(
     assert seen in ([], ["a"])
 
 
-def test_a_slide_that_kills_workers_is_told_of(tmp_path: Path) -> None:
+def test_a_slide_that_kills_workers_is_told_of() -> None:
     """A slide over which worker after worker dies fails with the advice to look for memory."""
 
     def result() -> Outcome:
@@ -118,10 +124,10 @@ def test_a_slide_that_kills_workers_is_told_of(tmp_path: Path) -> None:
 
     released: list[int] = []
     future: Any = SimpleNamespace(result=result, release=lambda: released.append(1))
-    (job,) = jobs_of(tmp_path, "a")
-    end = OnDask("tcp://s:1")._outcome(job, future, 2.0)
-    assert (end.state, end.seconds, released) == ("failed", 2.0, [1])
-    assert (end.error or "").startswith("4 workers died over this slide, the last one tcp://w:1; look into their logs")
+    error = OnDask("tcp://s:1")._result(future)
+    assert isinstance(error, RunError)
+    assert str(error).startswith("4 workers died over this slide, the last one tcp://w:1; look into their logs")
+    assert released == [1]
 
 
 def test_a_worker_loads_the_run_once_and_knows_it(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -133,40 +139,48 @@ def test_a_worker_loads_the_run_once_and_knows_it(make_run: Callable[..., Path],
         cohort_dask._opened(path, "other")
 
 
+HUGE = """
+from superst_monai.inference import cohort_jobs, plan, slide_map
+def plan_maps(*slide, source_path, **given):
+    return plan.plan_maps(*slide, source_path=source_path, tile_px=16 if source_path.stem == "A" else 512, **given)
+cohort_jobs.plan_maps, slide_map.BLOCK_TILES = plan_maps, 8
+"""
+# On a worker: slide A has 49 small tiles, and is huge.
+
+
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_does_all_that_can_be_done(
     run: Run, slides: dict[str, Path], single: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Two worker processes, one killed amid a slide, and a cut slide: five stores to the byte, and one error."""
+    """Two worker processes, one killed amid a huge slide, and a cut slide: five stores to the byte, and one error."""
     killed: list[int] = []
     out = tmp_path / "out"
+    with Slide.open(slides["A"]) as slide:
+        whole = predict(run, slide, tmp_path / "A.zarr", samples=2, tile_px=16, source_path=slides["A"])
 
     def kill() -> None:
-        """End the process that fills a store, as it says itself."""
+        """End a process when two blocks of tiles are under way."""
         until = time.monotonic() + 60
-        while not killed and time.monotonic() < until:
-            for owner in out.glob("*.unfinished/owner"):
-                if text := owner.read_text():
-                    killed.append(int(text.split()[-1]))
-                    os.kill(killed[0], signal.SIGKILL)
-                    return
+        while time.monotonic() < until:
+            if len(list(out.glob("A.*.unfinished/tiles-*.txt"))) >= 2:
+                killed.append(workers[0])
+                os.kill(killed[0], signal.SIGKILL)
+                return
             time.sleep(0.002)
 
     killer = threading.Thread(target=kill)
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
-        workers = {int(nanny.pid) for nanny in cluster.workers.values()}
-        for nanny in cluster.workers.values():
-            nanny.auto_restart = False  # a third process would import for seconds what the other has
+    options: dict[str, Any] = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0", "preload": HUGE}
+    with LocalCluster(n_workers=2, **options) as cluster:
+        workers = [int(nanny.pid) for nanny in cluster.workers.values()]
         killer.start()
         on = OnDask(cluster.scheduler_address)
         found = predict_cohort(run.path, [CohortSlide(path) for path in slides.values()], out, samples=2, workers=on)
         killer.join()
-    assert killed[0] in workers
-    assert killed[0] != os.getpid()
+    assert len(killed) == 1
     assert {end.name: end.state for end in found} == dict.fromkeys("ABCDE", "done") | {"bad": "failed"}
     assert "bad.tif" in (found[-1].error or "")
-    for name in "ABCDE":
-        assert content_sha256(out / f"{name}.maps.zarr") == content_sha256(single[name])
+    for name, expected in {**single, "A": whole}.items():
+        assert content_sha256(out / f"{name}.maps.zarr") == content_sha256(expected)
     rows = json.loads((out / "manifest.json").read_text())["slides"]
     assert {row["name"]: row["state"] for row in rows} == dict.fromkeys("ABCDE", "done") | {"bad": "failed"}
     assert sorted(path.name for path in out.iterdir()) == sorted(
