@@ -101,7 +101,7 @@ def differential_figure(table: pd.DataFrame, names: tuple[str, str], *, per: Per
     figure = Figure(figsize=(5.2, 1.3 + 0.16 * max(len(shown), 6)), dpi=150, layout="constrained")
     axes = figure.subplots()
     title = (
-        f"{names[0]} (right) against {names[1]} (left), {UNITS[per]}\nsurest genes of each direction, by |mean| / sd"
+        f"{names[0]} (right) against {names[1]} (left)\n{UNITS[per]}; surest genes of each direction, by |mean| / sd"
     )
     draw_forest(axes, shown, title, level=level)
     return figure
