@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
-from scipy import sparse
 
 from superst_monai.analysis.counted_regions import CountedRegions, count_regions, spots_in
 from superst_monai.analysis.differential import differential
@@ -33,8 +32,7 @@ def maps(store_maps: Callable[..., Path]) -> Maps:
 @pytest.fixture
 def section(make_section: Callable[..., Section]) -> Section:
     """Six spots, two on the left half, one across the middle, three on the right; 40 genes."""
-    section = make_section(genes=tuple(f"g{i}" for i in range(40)))
-    return section
+    return make_section(genes=tuple(f"g{i}" for i in range(40)))
 
 
 def test_sums_are_those_of_loops_over_spots_and_samples(maps: Maps, section: Section) -> None:
@@ -130,4 +128,3 @@ def test_regions_without_spots_are_refused(maps: Maps, section: Section) -> None
     corner[:2, :2] = True
     with pytest.raises(RunError, match="both regions must hold spots, at least half of each, but they hold 0 and"):
         count_regions([maps], [section], [(corner, ~corner)])
-    assert isinstance(section.counts, sparse.csr_matrix)
