@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigWorkflow
 
+from superst_monai.engines.memory import keep_memory
 from superst_monai.engines.processes import Show, launch
 from superst_monai.engines.run_folder import RunFolder, bundle_folder
 from superst_monai.engines.settings import check_settings
@@ -84,6 +85,7 @@ def train(
 
 def _train_here(configs: Sequence[Path], meta: Path, given: Mapping[str, Any], show: Show | None) -> None:
     """Train in this process."""
+    keep_memory()
     run_config("train", configs, meta, {**given, "show": show})
 
 

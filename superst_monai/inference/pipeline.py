@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +10,6 @@ from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_TRIM, _OPTION = (getattr(_LIBC, name, None) for name in ("malloc_trim", "mallopt"))
-_MMAP_THRESHOLD, _LARGE_BYTES = -3, 16 * 2**20  # M_MMAP_THRESHOLD of malloc.h
 
 
 def ahead(do: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Generator[Result]:
@@ -36,26 +31,6 @@ def ahead(do: Callable[[Item], Result], items: Iterable[Item], *, workers: int) 
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def give_back_memory() -> None:
-    """Give freed memory back to the system, where the C library (glibc) keeps it.
-
-    What is kept lies in pieces between what is in use, and arrays of another size do not fit: over hundreds of tiles
-    of different sizes it adds up to gigabytes.
-    """
-    if _TRIM is not None:
-        _TRIM(0)
-
-
-def bound_memory() -> None:
-    """Have the C library (glibc) give large blocks back to the system as soon as they are freed, from now on.
-
-    Otherwise it keeps more freed memory while a tile is drawn than the tile uses, and the more the more shapes of tiles
-    there are. It takes 7 % more time (docs/benchmarks.md).
-    """
-    if _OPTION is not None:
-        _OPTION(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 class Behind:

@@ -12,10 +12,11 @@ import numpy as np
 
 from superst_monai.data.section import Section, TissueFinder
 from superst_monai.data.slide import Slide
+from superst_monai.engines.memory import bound_memory, give_back_memory
 from superst_monai.inference.domain import TileGuard, in_words, summarise
 from superst_monai.inference.maps_store import join_maps, lay_out_maps, new_maps
 from superst_monai.inference.maps_writer import MapsWriter
-from superst_monai.inference.pipeline import Behind, ahead, bound_memory, give_back_memory
+from superst_monai.inference.pipeline import Behind, ahead
 from superst_monai.inference.plan import SAMPLES, SEED, TILE_PX, WORKERS, Plan, plan_maps
 from superst_monai.inference.posterior import Window
 from superst_monai.inference.run import Run

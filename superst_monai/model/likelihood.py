@@ -90,7 +90,7 @@ def _log_factorial(x: Tensor) -> Tensor:
     return table[x.long()]
 
 
-_BLOCK = 4_000_000  # elements of a matrix that the C library keeps for the next step
+_BLOCK = 1_000_000  # elements of a matrix that the C library keeps for the next step
 
 
 class _ProductAt(torch.autograd.Function):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -116,23 +114,3 @@ def test_an_error_of_the_block_waits_for_the_calls() -> None:
     with pytest.raises(KeyError, match="block"):
         run_behind(lambda: time.sleep(0.01), lambda: done.append(1), then=KeyError("block"))
     assert done == [1]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the threshold is one of glibc")
-def test_large_blocks_go_back_to_the_system_when_they_are_freed() -> None:
-    """In a process of its own: what the process holds falls by a freed block that lies below one in use."""
-    program = """
-import numpy as np
-from superst_monai.inference.pipeline import bound_memory
-def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-bound_memory()
-for _ in range(3):  # without a bound the C library would now keep blocks of this size
-    np.ones(24 * 2**20, np.uint8)
-low, high = np.ones(24 * 2**20, np.uint8), np.ones(24 * 2**20, np.uint8)
-before = held()
-del low
-print(before - held())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == pytest.approx(24 * 2**20, rel=0.05)
