@@ -24,13 +24,17 @@ class MeanField(nn.Module):
         self.log_sd = nn.Parameter(torch.full((rows, n_genes), sd).log())
 
 
+def _standard_normal(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, dtype=dtype, device=device)
+
+
 class _Normal(dist.Normal):
     """A normal that is drawn in fewer passes over memory."""
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Draws, differentiable in mean and deviation."""
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-        return torch.addcmul(self.loc, self.scale, noise)
+        shape = self._extended_shape(sample_shape)
+        return torch.addcmul(self.loc, self.scale, _standard_normal(shape, self.loc.dtype, self.loc.device))
 
 
 def normal(parameters: Any) -> dist.Normal:

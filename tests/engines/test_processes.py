@@ -85,9 +85,12 @@ def some_without_spots(get: Callable[[Any, int], dict[str, Any]]) -> Callable[[A
 
 def make_exact(patch: Callable[[Any, str, Any], None]) -> None:
     """Fix the noise and take spots away."""
+    from superst_monai.model import guide
     from superst_monai.transforms.sampling import PatchDataset
 
-    patch(torch.distributions.normal, "_standard_normal", noise_of_patches())
+    noise = noise_of_patches()
+    patch(torch.distributions.normal, "_standard_normal", noise)
+    patch(guide, "_standard_normal", noise)
     patch(PatchDataset, "__getitem__", some_without_spots(PatchDataset.__getitem__))
 
 
