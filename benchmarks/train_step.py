@@ -19,6 +19,7 @@ import numpy as np
 import pyro
 import torch
 
+from superst_monai.engines.memory import keep_memory
 from superst_monai.engines.prepare import parameter_groups
 from superst_monai.model.generative import Batch
 from superst_monai.model.objective import FusionVAE
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_memory()  # as training does
     pyro.enable_validation(False)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {given.threads} thread(s)")
     print(

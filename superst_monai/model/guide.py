@@ -98,7 +98,7 @@ class Guide(nn.Module):
             found: list[tuple[Tensor, Tensor]] = self.encoder(batch.image)
         with pyro.plate("patch", size):
             for d, (mean, sd) in enumerate(found):
-                pyro.sample(f"{Site.LATENT}_{d}", _Normal(mean, sd).to_event(3))
+                pyro.sample(f"{Site.LATENT}_{d}", _Normal(mean, sd).to_event(3))  # type: ignore[no-untyped-call]
 
     def draw_globals(self, model: GenerativeModel) -> None:
         """Draw profiles, effects and unknown conditions."""

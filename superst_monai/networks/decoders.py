@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from superst_monai.networks.encoder import Factory, block
 
 DILATIONS = (1, 2, 4)
 """Dilations of the expression decoder's 3 x 3 convolutions; their sum is how far it sees [px]."""
+SCALE_GRADIENT = 0.1
+"""Share of the scale's gradient that reaches the features. The depth of a spot is thousands of UMIs and weighs more
+than its composition, but a section has a few hundred spots: with the whole gradient the features learn their depths by
+heart, and both depth and composition of other sections are read worse (docs/benchmarks.md)."""
 
 
 class ImageDecoder(nn.Module):
@@ -62,7 +66,7 @@ class ExpressionDecoder(nn.Module):
         """Features `(B, C_0 + K + 1, H, W)` to activity logits `(B, K, H, W)` and raw scale `(B, 1, H, W)`, float32."""
         features, context = _parts(h, self.width)
         hidden = self.hidden(features)
-        return self.activity(hidden).float() + context[:, :-1], self.scale(hidden).float() + context[:, -1:]
+        return _with_context(self.activity(hidden), self.scale(_damped(hidden)), context)
 
     def at(self, h: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The same at some pixels alone, which spares the heads and all that follows them the rest.
@@ -76,14 +80,37 @@ class ExpressionDecoder(nn.Module):
         """
         features, context = _parts(h, self.width)
         hidden, context = (_AtPixels.apply(part, pixels) for part in (self.hidden(features), context))  # type: ignore[no-untyped-call]
-        logits, raw = (F.linear(hidden, head.weight.flatten(1), head.bias) for head in (self.activity, self.scale))
-        return logits.float() + context[:, :-1], raw.float() + context[:, -1:]
+        logits, raw = (
+            F.linear(seen, head.weight.flatten(1), head.bias)
+            for seen, head in ((hidden, self.activity), (_damped(hidden), self.scale))
+        )
+        return _with_context(logits, raw, context)
 
 
 def _parts(h: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Fused features `(B, width, H, W)` and context; one split has a gradient, two slices fill and add two of them."""
     features, context = torch.split(h, [width, h.shape[1] - width], dim=1)
     return features, context
+
+
+def _with_context(logits: Tensor, raw: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    """What the heads say, added to the context `(B or P, K + 1, ...)`: activity logits and raw scale, float32."""
+    return logits.float() + context[:, :-1], raw.float() + _damped(context[:, -1:])
+
+
+def _damped(x: Tensor) -> Tensor:
+    """The same values, of whose gradient SCALE_GRADIENT goes on."""
+    return cast(Tensor, _Damped.apply(x)) if x.requires_grad else x  # type: ignore[no-untyped-call]
+
+
+class _Damped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return SCALE_GRADIENT * gradients[0]
 
 
 class _AtPixels(torch.autograd.Function):

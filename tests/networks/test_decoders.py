@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from superst_monai.networks.decoders import ExpressionDecoder
+from superst_monai.networks.decoders import SCALE_GRADIENT, ExpressionDecoder
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -26,3 +26,33 @@ def test_expression_at_pixels_is_that_of_the_whole_map_with_its_gradient(layout)
         found.append((*(part.detach() for part in parts), h.grad))
     for whole, at in zip(*found, strict=True):
         torch.testing.assert_close(at, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["whole", "at"])
+def test_a_share_of_the_scales_gradient_reaches_the_features(way):
+    """The heads learn from the whole gradient, and so does all that the activity needs; the features feel a tenth."""
+    torch.manual_seed(1)
+    decoder = ExpressionDecoder(4, 3).eval()
+    given, pixels = torch.randn(1, 8, 6, 10), torch.arange(60)
+
+    def gradients(read):
+        decoder.zero_grad()
+        h = given.clone().requires_grad_()
+        read(h).backward()
+        return h.grad, decoder.scale.weight.grad, decoder.hidden[0].conv.weight.grad
+
+    def plain(h):  # the same scale without the decoder's own way
+        return (decoder.scale(decoder.hidden(h[:, :4])) + h[:, -1:]).sin().sum()
+
+    def own(h, part=1):
+        return (decoder(h) if way == "whole" else decoder.at(h, pixels))[part].sin().sum()
+
+    features, head, hidden = gradients(own)
+    wanted = gradients(plain)
+    torch.testing.assert_close(features, SCALE_GRADIENT * wanted[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(head, wanted[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(hidden, SCALE_GRADIENT * wanted[2], rtol=1e-4, atol=1e-6)
+    activity = gradients(lambda h: own(h, 0))
+    wanted = gradients(lambda h: (decoder.activity(decoder.hidden(h[:, :4])) + h[:, 4:-1]).sin().sum())
+    torch.testing.assert_close(activity[0], wanted[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(activity[2], wanted[2], rtol=1e-4, atol=1e-6)
