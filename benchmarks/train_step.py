@@ -79,9 +79,13 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="of the counts that are above 0")
     parser.add_argument("--metagenes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument(
+        "--system-memory", action="store_true", help="leave freed memory to the C library, which training does not"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    keep_memory()  # as training does
+    if not given.system_memory:
+        keep_memory()
     pyro.enable_validation(False)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {given.threads} thread(s)")
     print(
