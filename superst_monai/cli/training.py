@@ -72,16 +72,25 @@ def train(
 
 
 def complete(folder: Path) -> None:
-    """Fit what a trained run keeps beside its weights: the fields of its sections, and the width of its intervals."""
+    """Fit what a trained run keeps beside its weights: depths by colour, fields of its sections, width of intervals."""
     from superst_monai.cli.progress import Progress
     from superst_monai.inference.calibrate import calibrate_run
     from superst_monai.inference.calibration import in_words
+    from superst_monai.inference.depth import in_words as depth_in_words
+    from superst_monai.inference.depth_fit import fit_depth
     from superst_monai.inference.field_store import fit_training_fields
 
+    def note(text: str) -> None:
+        typer.echo(f"note: {text}", err=True)
+
+    with Progress("reading depths") as show_sections:
+        reading = fit_depth(folder, show=show_sections, tell=note)
+    if reading is not None:
+        typer.echo(depth_in_words(reading))
     with Progress("fitting fields") as show_fields:
         fit_training_fields(folder, show=show_fields)
     with Progress("recalibrating") as show_spots:
-        found = calibrate_run(folder, show=show_spots, tell=lambda text: typer.echo(f"note: {text}", err=True))
+        found = calibrate_run(folder, show=show_spots, tell=note)
     for mode, calibration in found.items():
         typer.echo(in_words(mode, calibration))
 

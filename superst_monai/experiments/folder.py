@@ -22,6 +22,7 @@ from superst_monai.data.store import write_section
 from superst_monai.engines.run_folder import RunFolder
 from superst_monai.engines.workflow import train
 from superst_monai.errors import RunError
+from superst_monai.inference.depth_fit import fit_depth
 from superst_monai.inference.field_store import fit_training_fields, load_prior
 from superst_monai.inference.maps import Maps, open_maps
 from superst_monai.inference.run import load_run
@@ -89,8 +90,9 @@ class ExperimentFolder:
         return train(sections, folder, show=self._step(f"training {name}"), **arguments)
 
     def fit_fields(self, run: Path) -> None:
-        """Fit the fields of the training sections of a run, if it has not all of them."""
+        """Fit second reading and fields of a run on its training sections, if it has not all fields."""
         if load_prior(load_run(run)) is None:
+            fit_depth(run, tell=lambda _: None)
             fit_training_fields(run, show=self._step(f"fitting fields of {run.name}"))
 
     def maps(self, name: str, run: Path, source: Section | Slide, **arguments: Any) -> Maps:

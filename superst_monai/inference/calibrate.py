@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 from scipy import sparse
 
 from superst_monai.data.atomic import scratch_folder
 from superst_monai.data.section import Section
-from superst_monai.data.store import read_section
-from superst_monai.engines.holdout import withheld_spots
 from superst_monai.inference.calibration import FILE, LEVEL, MODES, TOP, Calibration, Mode, to_json
+from superst_monai.inference.depth import FILE as DEPTH
 from superst_monai.inference.derived import without_calibration
 from superst_monai.inference.field_store import save_field
 from superst_monai.inference.maps import Maps, open_maps
 from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.section_field import fit_field
 from superst_monai.inference.slide_map import Show, predict
+from superst_monai.inference.withheld import training_sections
 from superst_monai.model.dispersion import disperse, fit_dispersion
 from superst_monai.model.predictive import coverage, score_counts
 
@@ -80,10 +79,15 @@ def calibrate_run(
     run = load_run(run_dir)
     path = run.path / FILE
     path.unlink(missing_ok=True)
-    withheld = _withheld(run)
-    if isinstance(withheld, str):
-        tell(f"the intervals of counts stay as the model has them, without a check: {withheld}")
+    known = training_sections(run)
+    if not isinstance(known, str):
+        n_spots = sum(len(rows) for _, rows in known)
+        if n_spots < LEAST_SPOTS:
+            known = f"the training withheld {n_spots} spots, and fewer than {LEAST_SPOTS} tell too little"
+    if isinstance(known, str):
+        tell(f"the intervals of counts stay as the model has them, without a check: {known}")
         return {}
+    withheld = [(section, rows) for section, rows in known if len(rows)]
     laws: dict[Mode, list[WithheldLaw]] = {mode: [] for mode in MODES}
     with scratch_folder(path) as scratch:
         for (section, rows), told in zip(withheld, _parts(show, len(withheld)), strict=True):
@@ -127,28 +131,6 @@ def _coverage(pieces: Sequence[WithheldLaw], top: NDArray[np.int64], factor: flo
     return {"top100": round(float(share[top].mean()), 4), "all": round(float(share.mean()), 4)}
 
 
-def _withheld(run: Run) -> list[tuple[Section, NDArray[np.int64]]] | str:
-    """The sections of the training and the spots withheld of each; or why they are not known."""
-    config = run.path / "configs" / "train.yaml"
-    given: dict[str, Any] = dict(yaml.safe_load(config.read_text())) if config.is_file() else {}
-    share, known = float(given.get("val_share") or 0.0), run.record.get("sections", [])
-    if not share or not known:
-        return "the training withheld no spots (--val-share)"
-    gone = [entry["name"] for entry in known if not (entry["path"] and Path(entry["path"]).is_dir())]
-    if gone:
-        return f"{', '.join(gone)} of the training cannot be found"
-    sections = [read_section(entry["path"]) for entry in known]
-    xy_um = [section.spots[["x_um", "y_um"]].to_numpy(np.float64) for section in sections]
-    blocks = withheld_spots(xy_um, share, seed=int(run.record["seed"]))
-    rows = [np.sort(np.concatenate([np.zeros(0, np.int64), *found])) for found in blocks]
-    before = [(entry["spots"], n) for entry, n in zip(known, run.record["held_out_spots"], strict=True)]
-    if before != [(section.n_spots, len(found)) for section, found in zip(sections, rows, strict=True)]:
-        return "the sections have other spots than in the training"
-    if sum(map(len, rows)) < LEAST_SPOTS:
-        return f"the training withheld {sum(map(len, rows))} spots, and fewer than {LEAST_SPOTS} tell too little"
-    return [(section, found) for section, found in zip(sections, rows, strict=True) if len(found)]
-
-
 def _from_histology(
     run: Run, section: Section, rows: NDArray[np.int64], scratch: Path, show: Sequence[Show]
 ) -> WithheldLaw:
@@ -163,6 +145,8 @@ def _with_field(
     keep = np.ones(section.n_spots, np.bool_)
     keep[rows] = False
     apart = replace(run, path=scratch)  # its fields are others than the run's
+    if (run.path / DEPTH).is_file():
+        shutil.copyfile(run.path / DEPTH, scratch / DEPTH)
     save_field(apart, section, fit_field(run, section, keep=keep, seed=int(run.record["seed"]), show=show[1]))
     return _predicted(apart, section, rows, scratch / "field.zarr", show[2], use_field=True)
 

@@ -24,6 +24,7 @@ from superst_monai.transforms.balance import section_glass, white_balance
 from superst_monai.transforms.crops import WHITE
 from superst_monai.transforms.finish import to_network_range
 from superst_monai.transforms.labels import spot_labels
+from superst_monai.transforms.stain_moments import StainMoments, stain_moments
 from superst_monai.types import Region
 
 _OVERVIEW_MPP = 8.0
@@ -80,6 +81,7 @@ class Canvas:
             the map is zero, as the model has it: glass between and around pieces of tissue carries no counts.
         read_inside: reads a window that lies within the plane, `(h, w, 3)` uint8; threads may call it.
         glass: colour of the empty glass `(3,)`, for the white balance.
+        stains: colours of the tissue in coarse cells.
         sha256: of the planes and, for a section, of its image; the file of a slide has its own in `slide`.
     """
 
@@ -90,6 +92,7 @@ class Canvas:
     covered: Plane
     read_inside: Callable[[Window], NDArray[np.uint8]]
     glass: NDArray[np.float64]
+    stains: StainMoments
     sha256: str
 
     @property
@@ -169,7 +172,8 @@ def _section_canvas(section: Section, mpp: float) -> Canvas:
 
     glass = section_glass(section.image, section.tissue)
     digest = _digest(section.image, section.tissue, covered)
-    return Canvas(section.name, mpp, section.slide, section.tissue, covered, read, glass, digest)
+    stains = stain_moments(section.image, section.tissue, glass, mpp)
+    return Canvas(section.name, mpp, section.slide, section.tissue, covered, read, glass, stains, digest)
 
 
 def _slide_canvas(slide: Slide, mpp: float, find_tissue: TissueFinder) -> Canvas:
@@ -192,7 +196,8 @@ def _slide_canvas(slide: Slide, mpp: float, find_tissue: TissueFinder) -> Canvas
     overview = read(Window(0, 0, math.ceil(height / factor), math.ceil(width / factor)), factor)
     coarse = np.asarray(find_tissue(overview, factor * mpp), dtype=np.bool_)
     tissue, glass = CoarseMask(coarse, factor, (height, width)), section_glass(overview, coarse)
-    return Canvas(slide.name, mpp, slide.properties, tissue, tissue, read, glass, _digest(coarse, glass))
+    stains = stain_moments(overview, coarse, glass, factor * mpp)
+    return Canvas(slide.name, mpp, slide.properties, tissue, tissue, read, glass, stains, _digest(coarse, glass))
 
 
 def _digest(*arrays: NDArray[Any]) -> str:

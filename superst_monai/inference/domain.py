@@ -55,7 +55,8 @@ class TileGuard:
 
     def __call__(self, image: Tensor, laws: Sequence[tuple[Tensor, Tensor]], h: Tensor) -> None:
         """Fill in the layer; see `posterior.Look`."""
-        block, edge = self._sampler.multiple, self._sampler.halo.decoder // self._sampler.multiple
+        block = self._sampler.multiple
+        edge = (self._sampler.halo.decoder + self._part.margin) // block
         found = block_statistics(self._sampler.network.generative, image, laws, h)[:, edge:-edge, edge:-edge]
         statistics = found.float().cpu().numpy()  # (1 + D, rows, cols)
         window, tissue = self._part.window, self._part.tissue

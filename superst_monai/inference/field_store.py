@@ -17,6 +17,7 @@ from torch import Tensor
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 from superst_monai.errors import RunError
+from superst_monai.inference.depth import read_depth
 from superst_monai.inference.field_draws import FieldPrior
 from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.section_field import SectionField, Show, fit_field
@@ -101,9 +102,10 @@ def load_prior(run: Run) -> FieldPrior | None:
 
 
 def _fingerprint(run: Run, section: Section) -> Tensor:
-    """Hash of the run's weights and of the section's genes, spots and counts `(32,)` uint8."""
+    """Hash of the run's weights and second reading, and of the section's genes, spots and counts `(32,)` uint8."""
     counts = section.counts.tocsr()
     digest = hashlib.sha256(run.weights_sha256.encode())
+    digest.update(repr(read_depth(run)).encode())
     digest.update("\n".join(map(str, section.genes.index)).encode())
     digest.update(section.spots[["x_um", "y_um", "radius_um"]].to_numpy(np.float64).tobytes())
     for part in (counts.indptr.astype(np.int64), counts.indices.astype(np.int64), counts.data.astype(np.int64)):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from superst_monai.errors import SlideError
 from superst_monai.inference.canvas import Canvas, Plane
+from superst_monai.inference.depth import DepthPlane
 from superst_monai.inference.posterior import Look, TileSampler, Window
 
 Floats = NDArray[np.float32]
@@ -27,7 +28,10 @@ class Part:
         place: rows and columns of the box in the tile, `(h, w)` pixels.
         covered: which of them get a prediction `(h, w)`.
         tissue: which of them are tissue `(h, w)`.
-        image: of the window grown by the whole halo, `(3, window.height + 2 whole, window.width + 2 whole)`.
+        depth: second reading of the slide's depth; None if the run has none.
+        margin: pixels round the window that are drawn with it, since `depth` looks at them; on the same grid.
+        reach: which pixels of the window and its margin get a prediction.
+        image: of the window grown by the margin and the whole halo, `(3, H, W)`.
     """
 
     tile: Window
@@ -35,6 +39,9 @@ class Part:
     place: Place
     covered: NDArray[np.bool_]
     tissue: NDArray[np.bool_]
+    depth: DepthPlane | None
+    margin: int
+    reach: NDArray[np.bool_]
     image: Tensor
 
 
@@ -49,13 +56,14 @@ def tissue_tiles(covered: Plane, tile_px: int) -> list[Window]:
     return [tile for tile in grid if _box(covered, tile).any()]
 
 
-def read_part(canvas: Canvas, sampler: TileSampler, tile: Window) -> Part:
+def read_part(canvas: Canvas, sampler: TileSampler, tile: Window, depth: DepthPlane | None = None) -> Part:
     """Read what a tile is drawn from; threads may do so for several tiles at once.
 
     Args:
         canvas: section or slide.
         sampler: tells grid and halo.
         tile: with a covered pixel; its corner is on the grid of the deepest level.
+        depth: second reading of the slide's depth.
 
     Raises:
         SlideError: the slide is damaged there.
@@ -64,13 +72,16 @@ def read_part(canvas: Canvas, sampler: TileSampler, tile: Window) -> Part:
     (top, height), (left, width) = (_extent(np.asarray(covered.any(axis)), sampler.multiple) for axis in (1, 0))
     window = Window(tile.row + top, tile.col + left, height, width)
     place = (slice(top, min(top + height, tile.height)), slice(left, min(left + width, tile.width)))
+    margin = 0 if depth is None else -(-depth.reach_px // sampler.multiple) * sampler.multiple
+    drawn = window.grown(margin)
     try:
-        image = canvas.image(window.grown(sampler.halo.whole))
+        image = canvas.image(drawn.grown(sampler.halo.whole))
     except SlideError as exc:
         bottom, right = tile.row + tile.height, tile.col + tile.width
         exc.add_note(f"It was read for rows {tile.row} to {bottom}, columns {tile.col} to {right} of the map.")
         raise
-    return Part(tile, window, place, covered[place], _box(canvas.tissue, tile)[place], image)
+    planes = covered[place], _box(canvas.tissue, tile)[place]
+    return Part(tile, window, place, *planes, depth, margin, _padded_box(canvas.covered, drawn), image)
 
 
 def draw_part(sampler: TileSampler, part: Part, look: Look | None = None) -> Iterator[tuple[int, Floats]]:
@@ -85,14 +96,30 @@ def draw_part(sampler: TileSampler, part: Part, look: Look | None = None) -> Ite
         Number of the sample and its scaled activity `(K, h, w)` [1/px] in `part.place`, zero where not covered.
     """
     height, width = part.covered.shape
-    mask = part.covered.astype(np.float32)
-    for n, sample in sampler.draw(part.image, part.window, look):
-        yield n, sample.numpy()[:, :height, :width] * mask
+    row, col = part.window[:2]
+    reach = part.reach.astype(np.float32)
+    for n, sample in sampler.draw(part.image, part.window.grown(part.margin), look):
+        drawn = sample.numpy() * reach
+        if part.depth is not None:
+            drawn = part.depth.over(drawn, row=row, col=col, margin=part.margin)
+        yield n, drawn[:, :height, :width] * part.covered
 
 
 def _box(plane: Plane, tile: Window) -> NDArray[np.bool_]:
     """A tile of a plane."""
     return plane[tile.row : tile.row + tile.height, tile.col : tile.col + tile.width]
+
+
+def _padded_box(plane: Plane, window: Window) -> NDArray[np.bool_]:
+    """A window of a plane, False beyond it."""
+    height, width = plane.shape
+    top, left = max(window.row, 0), max(window.col, 0)
+    bottom, right = min(window.row + window.height, height), min(window.col + window.width, width)
+    found = np.zeros((window.height, window.width), np.bool_)
+    found[top - window.row : bottom - window.row, left - window.col : right - window.col] = plane[
+        top:bottom, left:right
+    ]
+    return found
 
 
 def _extent(used: NDArray[np.bool_], multiple: int) -> tuple[int, int]:
