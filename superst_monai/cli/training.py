@@ -83,7 +83,7 @@ def complete(folder: Path) -> None:
     def note(text: str) -> None:
         typer.echo(f"note: {text}", err=True)
 
-    with Progress("reading depths") as show_sections:
+    with Progress("reading colours") as show_sections:
         reading = fit_depth(folder, show=show_sections, tell=note)
     if reading is not None:
         typer.echo(depth_in_words(reading))

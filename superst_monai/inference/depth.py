@@ -1,27 +1,29 @@
-"""The second reading of depth: how many UMIs a place should have by its colour, beside what the network says.
+"""The second reading: what the colours round a place say of its UMIs and metagenes, beside what the network says.
 
-The depth of a spot is the hardest to carry over to another slide: the network learns it from some hundred spots and
-extrapolates differently from one training to the next. A ridge regression of the spots' log UMIs on the colours round
-them (`transforms/stain_moments.py`) is coarser, but errs otherwise. Of two forecasts whose errors differ the mean is
-better than either (Bates & Granger 1969, doi:10.1057/jors.1969.103), so the maps have the geometric mean of both:
+A network learns expression from some hundred spots and extrapolates differently from one training to the next. A
+regression on the colours round a spot (`transforms/stain_moments.py`) is coarser, but errs otherwise. Of two forecasts
+whose errors differ the mean is better than either (Bates & Granger 1969, doi:10.1057/jors.1969.103), so the maps have
+the geometric mean of both, for the size of each metagene k round pixel p:
 
-    A'_kp = A_kp (T_p / S_p)^q,     S = G * sum_k umis_k A_k,
+    A'_kp = c_p A_kp (P_kp / p_kp)^q' (T_p / S_p)^q,      S = sum_k umis_k G * A_k,      p_k = G * A_k / sum_j G * A_j,
 
-with A the scaled activity of a sample, T the regression's UMIs per area, G a Gaussian as wide as a spot, and q the
-share of the regression. The composition of a pixel and its contrast to its surroundings stay those of the network.
+with A the scaled activity of a sample, T the UMIs per area and P_k the shares of the metagenes that the regression
+says, G a Gaussian as wide as a spot, q and q' the regression's parts, and c_p such that P changes no pixel's UMIs.
+Pixels keep their contrast to their surroundings, which is the network's.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.special import log_softmax
+from torch import Tensor
+from torch.nn import functional as F
 
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import Canvas
@@ -36,17 +38,21 @@ MOST = 2.0
 FARTHEST = 4.0
 """Standard deviations of the training spots beyond which a feature counts as that far and no farther."""
 _TRUNCATE = 3.0  # standard deviations after which the Gaussian ends
+_LISTS = ("weights", "mean", "sd", "composition_intercept", "umis")
 
 
 @dataclass(frozen=True)
 class DepthReading:
-    """A regression of log UMIs per um^2 on the colours round a place, and how much it counts.
+    """A regression of UMIs per um^2 and of metagenes' shares on the colours round a place, and how much it counts.
 
     Attributes:
-        share: q, of the regression; the rest is the network's.
+        share: q, the regression's part in the UMIs; the rest is the network's.
+        composition_share: q', its part in the metagenes' shares.
         sigma_um: of the Gaussian over which the network's UMIs are averaged.
         intercept: log UMIs per um^2 of a place with mean features.
         weights: of the standardised features `(F,)`.
+        composition_intercept: logits of the metagenes at mean features `(K,)`.
+        composition_weights: of the standardised features on these `(K, F)`.
         mean: of the features over the training spots `(F,)`.
         sd: the same `(F,)`.
         umis: UMIs of one unit of each metagene's scaled activity, in an average training section `(K,)`.
@@ -55,9 +61,12 @@ class DepthReading:
     """
 
     share: float
+    composition_share: float
     sigma_um: float
     intercept: float
     weights: tuple[float, ...]
+    composition_intercept: tuple[float, ...]
+    composition_weights: tuple[tuple[float, ...], ...]
     mean: tuple[float, ...]
     sd: tuple[float, ...]
     umis: tuple[float, ...]
@@ -68,11 +77,15 @@ class DepthReading:
         """Write it down, with the hash of the weights that it belongs to."""
         return json.dumps({"weights_sha256": weights_sha256, **asdict(self)}, indent=2) + "\n"
 
-    def log_umis(self, stains: StainMoments) -> Floats:
-        """The regression over a slide: log UMIs per um^2 of each cell `(h, w)`."""
-        found = np.full(stains.planes.shape[1:], self.intercept, np.float32)
-        for feature, weight, mean, sd in zip(stains.features(), self.weights, self.mean, self.sd, strict=True):
-            found += np.float32(weight) * np.clip((feature - np.float32(mean)) / np.float32(sd), -FARTHEST, FARTHEST)
+    def said(self, stains: StainMoments) -> Floats:
+        """The regression over a slide: log UMIs per um^2, then the log shares of the metagenes `(1 + K, h, w)`."""
+        weights = np.asarray([self.weights, *self.composition_weights], np.float32)  # (1 + K, F)
+        start = np.asarray([self.intercept, *self.composition_intercept], np.float32)
+        found = np.tile(start[:, None, None], (1, *stains.planes.shape[1:]))
+        for feature, weight, mean, sd in zip(stains.features(), weights.T, self.mean, self.sd, strict=True):
+            far = np.clip((feature - np.float32(mean)) / np.float32(sd), -FARTHEST, FARTHEST)
+            found += weight[:, None, None] * far
+        found[1:] = log_softmax(found[1:], axis=0)
         return found
 
     def over(self, stains: StainMoments, mpp: float) -> DepthPlane:
@@ -91,15 +104,15 @@ class DepthPlane:
 
     def __init__(self, reading: DepthReading, stains: StainMoments, mpp: float) -> None:
         self.reading, self._mpp = reading, mpp
-        self._log_umis = torch.from_numpy(reading.log_umis(stains))[None]
+        self._said = torch.from_numpy(reading.said(stains))
         half, shape = stains.cell_um / 2, stains.planes.shape[1:]
         self._grid = FieldGrid(half, half, stains.cell_um, *shape)
-        self._sigma_px = reading.sigma_um / mpp
-
-    @property
-    def reach_px(self) -> int:
-        """How far a pixel sees the network's map [px]."""
-        return int(_TRUNCATE * self._sigma_px + 0.5)
+        sigma_px = reading.sigma_um / mpp
+        self.reach_px = int(_TRUNCATE * sigma_px + 0.5)
+        steps = torch.arange(-self.reach_px, self.reach_px + 1)
+        kernel = torch.exp(-(steps**2) / (2 * sigma_px**2))
+        self._kernel = kernel / kernel.sum()
+        self._umis = torch.tensor(reading.umis) / mpp**2
 
     def over(self, scaled: Floats, *, row: int, col: int, margin: int) -> Floats:
         """Scale a sample so that its UMIs round each pixel are the geometric mean of both readings.
@@ -114,25 +127,40 @@ class DepthPlane:
         Returns:
             Scaled activity of the box `(K, h, w)`.
         """
-        umis = np.tensordot(np.asarray(self.reading.umis, np.float32), scaled, axes=1) / np.float32(self._mpp**2)
-        seen = gaussian_filter(umis, self._sigma_px, mode="constant", truncate=_TRUNCATE)
-        seen, inner = _trimmed(seen, margin), _trimmed(scaled, margin)
-        y_um, x_um = ((np.arange(n) + first + 0.5) * self._mpp for n, first in zip(seen.shape, (row, col), strict=True))
-        said = self._grid.on_raster(self._log_umis, x_um, y_um)[0].numpy()
-        change = self.reading.share * (said - np.log(np.maximum(seen, np.float32(1e-30))))
-        return np.asarray(inner * np.exp(np.clip(change, -MOST, MOST)), np.float32)
+        whole = torch.from_numpy(scaled)
+        inner = _trimmed(whole, margin)
+        around = self._smooth(_trimmed(whole, margin - self.reach_px)).clamp_min(1e-30)
+        y_um, x_um = (
+            np.asarray((np.arange(n) + first + 0.5) * self._mpp, np.float64)
+            for n, first in zip(inner.shape[1:], (row, col), strict=True)
+        )
+        said = self._grid.on_raster(self._said, x_um, y_um)
+        umis = torch.tensordot(self._umis, around, dims=1)
+        change = (self.reading.share * (said[0] - umis.log())).clamp(-MOST, MOST).exp()
+        shares = around.log() - around.sum(0).log()
+        tilted = inner * (self.reading.composition_share * (said[1:] - shares)).clamp(-MOST, MOST).exp()
+        before, after = (torch.tensordot(self._umis, part, dims=1) for part in (inner, tilted))
+        found: Floats = (tilted * (change * before / after.clamp_min(1e-30))).numpy()
+        return found
+
+    def _smooth(self, maps: Tensor) -> Tensor:
+        """Average maps `(K, h + 2 reach, w + 2 reach)` under the Gaussian, where it lies within `(K, h, w)`."""
+        kernel = self._kernel.expand(len(maps), 1, 1, -1)
+        across = F.conv2d(maps[None], kernel, groups=len(maps))
+        return F.conv2d(across, kernel.mT, groups=len(maps))[0]
 
 
-def _trimmed(x: Floats, by: int) -> Floats:
+def _trimmed(x: Tensor, by: int) -> Tensor:
     """Maps `(..., H, W)` without a margin on each side."""
     return x[..., by : x.shape[-2] - by, by : x.shape[-1] - by]
 
 
 def in_words(reading: DepthReading) -> str:
     """Say what a second reading does."""
+    parts = f"{100 * reading.share:.0f} % of the depths and {100 * reading.composition_share:.0f} % of the composition"
     return (
-        f"depths are {100 * reading.share:.0f} % read from colours by a regression on {reading.n_spots} spots and the "
-        f"rest by the network, as {reading.n_withheld} withheld spots have it"
+        f"{parts} are read from colours by a regression on {reading.n_spots} spots, the rest by the network alone; "
+        f"{reading.n_withheld} withheld spots decided that"
     )
 
 
@@ -155,23 +183,20 @@ def read_depth(run: Run) -> DepthReading | None:
         found: dict[str, Any] = dict(json.loads(file.read_text()))
         if found.pop("weights_sha256") != run.weights_sha256:
             return None
-        lists = {name: tuple(map(float, found[name])) for name in ("weights", "mean", "sd", "umis")}
-        reading = DepthReading(**found | lists)
-        numbers = [
-            reading.share,
-            reading.sigma_um,
-            reading.intercept,
-            *(v for values in lists.values() for v in values),
-        ]
-        sound = all(map(math.isfinite, numbers)) and 0 <= reading.share <= 1 and reading.sigma_um > 0
-        sound = sound and min(reading.sd) > 0 and min(reading.umis) > 0
-        lengths = [len(lists[name]) for name in ("weights", "mean", "sd", "umis")]
+        found |= {name: tuple(map(float, found[name])) for name in _LISTS}
+        found["composition_weights"] = tuple(tuple(map(float, line)) for line in found["composition_weights"])
+        reading = DepthReading(**found)
+        tables = [np.asarray(getattr(reading, name)) for name in (*_LISTS, "composition_weights")]
+        numbers = [reading.share, reading.composition_share, reading.sigma_um, reading.intercept]
+        sound = all(np.isfinite(table).all() for table in [*tables, np.asarray(numbers)]) and reading.sigma_um > 0
+        sound = sound and all(0 <= part <= 1 for part in numbers[:2]) and min(*reading.sd, *reading.umis) > 0
     except (ValueError, TypeError, KeyError) as exc:
         raise RunError(f"{file} is damaged ({exc}); restore it from a copy of the run, or delete it.") from exc
-    needed = [N_FEATURES] * 3 + [run.network.arch.n_metagenes]
-    if not sound or lengths != needed:
+    k, shapes = run.network.arch.n_metagenes, [table.shape for table in tables]
+    needed = [(N_FEATURES,)] * 3 + [(k,)] * 2 + [(k, N_FEATURES)]
+    if not sound or shapes != needed:
         raise RunError(
-            f"{file} must hold finite numbers, a share in [0, 1], positive deviations and UMIs, and lists of {needed} "
-            f"numbers, got lists of {lengths}; restore it from a copy of the run, or delete it."
+            f"{file} must hold finite numbers, parts in [0, 1], positive deviations and UMIs, and lists of the sizes "
+            f"{needed}, got {shapes}; restore it from a copy of the run, or delete it."
         )
     return reading

@@ -1,4 +1,4 @@
-"""Fit the second reading of depth of a trained run: regression, its level, and how much it counts."""
+"""Fit the second reading of a trained run: its regressions, their level, and how much they count."""
 
 from __future__ import annotations
 
@@ -10,58 +10,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
+from torch import Tensor
 
 from superst_monai.data.atomic import scratch_folder
-from superst_monai.data.section import Section
-from superst_monai.inference.canvas import canvas_of
 from superst_monai.inference.depth import FARTHEST, FILE, DepthReading
-from superst_monai.inference.rates import choose_conditions, mean_rates
-from superst_monai.inference.run import Run, load_run
-from superst_monai.inference.section_field import spot_pixels
+from superst_monai.inference.run import load_run
+from superst_monai.inference.section_field import SPOTS_A_STEP, rows_of
 from superst_monai.inference.slide_map import Show
+from superst_monai.inference.spot_readings import SpotReadings, spot_readings
 from superst_monai.inference.withheld import training_sections
-from superst_monai.model.field import FieldGrid
-from superst_monai.transforms.tissue import find_tissue
+from superst_monai.model.likelihood import spot_log_prob
 
 _LOG = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 EQUAL, EQUAL_SD = 0.5, 0.2
-"""Law of the share before the withheld spots are looked at: they are few, and of sections that the network knows."""
+"""Law of either part before the withheld spots are looked at: they are few, and of sections that the network knows."""
 PENALTIES = tuple(np.logspace(1.5, 4, 11))
-"""Penalties of the ridge regression that its leave-one-out error chooses from."""
+"""Penalties of the regression of depths that its leave-one-out error chooses from."""
+WEIGHT_SD = 0.05
+"""Prior standard deviation of a standardised feature's weight on a metagene's logit."""
+STEPS = 250
+"""Of the optimisation of these weights."""
 
 
 @dataclass(frozen=True, eq=False)
-class SpotDepths:
-    """What is known of the depths of the spots of one section.
+class Scaler:
+    """Standardises features: `mean` and `sd` `(F,)` over the spots that are fitted to."""
 
-    Attributes:
-        log_umis: observed, log UMIs per um^2 `(S,)`; those of the other methods are in the same unit.
-        network: said by the network `(S,)`.
-        features: of the colours round each spot `(S, F)`.
-        weight: UMIs of the spot by the mean of the section `(S,)`.
-        withheld: spots that the training did not see `(S,)` bool.
-        umis: UMIs of one unit of each metagene's scaled activity `(K,)`.
-        sigma_um: standard deviation of the places in a spot, in x or y.
-    """
+    mean: Floats
+    sd: Floats
 
-    log_umis: Floats
-    network: Floats
-    features: Floats
-    weight: Floats
-    withheld: NDArray[np.bool_]
-    umis: Floats
-    sigma_um: float
+    def __call__(self, features: Floats) -> Floats:
+        """In standard deviations, FARTHEST at most `(S, F)`."""
+        return np.asarray(np.clip((features - self.mean) / self.sd, -FARTHEST, FARTHEST))
 
 
 def fit_depth(
     run_dir: str | Path, *, show: Show | None = None, tell: Callable[[str], None] = _LOG.warning
 ) -> DepthReading | None:
-    """Fit the second reading of a run on its training sections and write `depth.json`; before fields and intervals.
+    """Fit the second reading of a run on its training sections and write it; before fields and intervals.
 
     Args:
         run_dir: of a finished run whose training sections lie where they did.
@@ -79,114 +69,76 @@ def fit_depth(
     path.unlink(missing_ok=True)
     known = training_sections(run)
     if isinstance(known, str):
-        tell(f"depths are as the network reads them, without a regression on colours: {known}")
+        tell(f"expression is as the network reads it, without a regression on colours: {known}")
         return None
-    depths = []
+    spots = []
     for section, rows in known:
-        depths.append(spot_depths(run, section, rows))
+        spots.append(spot_readings(run, section, rows))
         if show is not None:
-            show(len(depths) / len(known), time.monotonic() - started)
-    reading = regress(depths)
+            show(len(spots) / (len(known) + 1), time.monotonic() - started)
+    active = run.network.generative.active.cpu().numpy()
+    reading = regress(spots, active=active, seed=int(run.record["seed"]))
     with scratch_folder(path) as scratch:
         (scratch / FILE).write_text(reading.to_json(run.weights_sha256))
         os.replace(scratch / FILE, path)
+    if show is not None:
+        show(1.0, time.monotonic() - started)
     return reading
 
 
-def spot_depths(run: Run, section: Section, withheld: NDArray[np.int64]) -> SpotDepths:
-    """Observed depths of the spots of a training section, those that the network says, and the colours round them.
+def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed: int) -> DepthReading:
+    """Fit both regressions to the spots that the training saw, and their parts to those that it did not.
 
-    Args:
-        run: of `load_run`.
-        section: with counts.
-        withheld: rows of the spots that the training did not see.
-    """
-    canvas = canvas_of(section, run.mpp, find_tissue)
-    log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
-    umis = np.exp(log_rate.astype(np.float64) + logit).sum(axis=1)
-    pixels = spot_pixels(run.network, section, canvas, seed=int(run.record["seed"]))
-    spot = pixels.spot.numpy() - 1
-    n_px = np.bincount(spot, minlength=section.n_spots)
-    said = np.bincount(spot, pixels.scaled.double().numpy() @ umis, section.n_spots)
-    half, shape = canvas.stains.cell_um / 2, canvas.stains.planes.shape[1:]
-    weights = FieldGrid(half, half, canvas.stains.cell_um, *shape).weights(pixels.x_um, pixels.y_um)
-    planes = torch.from_numpy(np.stack([plane.ravel() for plane in canvas.stains.features()], axis=1))
-    colours = torch.sparse.mm(weights, planes).double()  # (P, F)
-    features = torch.zeros(section.n_spots, planes.shape[1], dtype=torch.double).index_add(0, pixels.spot - 1, colours)
-    columns = section.genes.index.get_indexer(pd.Index(run.genes))
-    total = np.asarray(section.counts[:, columns].sum(axis=1), np.float64).ravel()
-    seen = n_px > 0
-    area = n_px[seen] * canvas.mpp**2
-    radius_um = section.spots["radius_um"].to_numpy(np.float64)
-    return SpotDepths(
-        log_umis=np.log(total[seen] + 0.5) - np.log(area),
-        network=np.log(np.maximum(said[seen], 1e-9)) - np.log(area),
-        features=features.numpy()[seen] / n_px[seen, None],
-        weight=total[seen] / max(total[seen].mean(), 1.0),
-        withheld=np.isin(np.flatnonzero(seen), withheld),
-        umis=umis,
-        sigma_um=float(radius_um.mean()) / 2,
-    )
-
-
-def regress(sections: Sequence[SpotDepths]) -> DepthReading:
-    """Regress depths on colours, each section with a level of its own, and weigh the result against the network.
-
-    Errors of either reading are relative to the section's level, and spots count by their UMIs. With r_n and r_t the
-    errors of network and regression on the withheld spots, the share q minimises sum w ((1 - q) r_n + q r_t)^2 / s2 +
-    (q - EQUAL)^2 / EQUAL_SD^2, s2 the mean square error at q = EQUAL.
+    Depths: ridge regression of log UMIs per area, relative to the section's level; spots count by their UMIs. Its level
+    is that of the network, so that both readings agree on average.
 
     Args:
         sections: at least one, each with a spot that was not withheld.
+        active: metagenes that are in use `(K,)`.
+        seed: of the spots that a step looks at.
     """
-    fitted = [~part.withheld for part in sections]
-    features, weight = (
-        np.concatenate([getattr(part, name)[kept] for part, kept in zip(sections, fitted, strict=True)])
-        for name in ("features", "weight")
-    )
-    level = [
-        {name: np.average(getattr(part, name)[kept], weights=part.weight[kept]) for name in ("log_umis", "network")}
-        for part, kept in zip(sections, fitted, strict=True)
-    ]
-    target = np.concatenate(
-        [part.log_umis[kept] - own["log_umis"] for part, kept, own in zip(sections, fitted, level, strict=True)]
-    )
-    mean, sd = features.mean(axis=0), features.std(axis=0) + 1e-6
-    ridge = RidgeCV(PENALTIES).fit((features - mean) / sd, target, sample_weight=weight)
-
-    def said(part: SpotDepths) -> Floats:
-        return np.asarray(ridge.predict(np.clip((part.features - mean) / sd, -FARTHEST, FARTHEST)))
-
-    errors = np.concatenate(
+    kept = [~part.withheld for part in sections]
+    features = np.concatenate([part.features[rows] for part, rows in zip(sections, kept, strict=True)])
+    scaler = Scaler(features.mean(axis=0), features.std(axis=0) + 1e-6)
+    weight = np.concatenate([part.weight[rows] for part, rows in zip(sections, kept, strict=True)])
+    observed, said = (
         [
-            np.stack(
-                [
-                    part.log_umis - own["log_umis"] - (part.network - own["network"]),
-                    part.log_umis - own["log_umis"] - said(part),
-                    part.weight,
-                ]
-            )[:, part.withheld]
-            for part, own in zip(sections, level, strict=True)
-        ],
-        axis=1,
+            values - np.average(values[rows], weights=part.weight[rows])
+            for part, rows, values in zip(sections, kept, each, strict=True)
+        ]
+        for each in ([part.log_umis for part in sections], [part.network for part in sections])
     )
-    # The network's own level, so that both readings agree on average over the training spots.
-    shift = np.average([own["network"] for own in level], weights=[kept.sum() for kept in fitted])
+    target = np.concatenate([values[rows] for values, rows in zip(observed, kept, strict=True)])
+    ridge = RidgeCV(PENALTIES).fit(scaler(features), target, sample_weight=weight)
+    errors = [
+        np.stack([y - n, y - ridge.predict(scaler(part.features)), part.weight])[:, part.withheld]
+        for y, n, part in zip(observed, said, sections, strict=True)
+    ]
+    level = np.average(
+        np.concatenate([part.network[rows] for part, rows in zip(sections, kept, strict=True)]), weights=weight
+    )
+    intercept, weights = fit_composition(sections, scaler, active, seed=seed)
     return DepthReading(
-        share=share_of(*errors),
+        share=share_of(*np.concatenate(errors, axis=1)),
+        composition_share=composition_share_of(sections, [intercept + scaler(p.features) @ weights for p in sections]),
         sigma_um=float(np.mean([part.sigma_um for part in sections])),
-        intercept=float(ridge.intercept_ + shift),
+        intercept=float(ridge.intercept_ + level),
         weights=tuple(map(float, ridge.coef_)),
-        mean=tuple(map(float, mean)),
-        sd=tuple(map(float, sd)),
+        composition_intercept=tuple(map(float, intercept)),
+        composition_weights=tuple(tuple(map(float, line)) for line in weights.T),
+        mean=tuple(map(float, scaler.mean)),
+        sd=tuple(map(float, scaler.sd)),
         umis=tuple(map(float, np.exp(np.mean([np.log(part.umis) for part in sections], axis=0)))),
         n_spots=len(target),
-        n_withheld=errors.shape[1],
+        n_withheld=sum(int(part.withheld.sum()) for part in sections),
     )
 
 
 def share_of(network: Floats, regression: Floats, weight: Floats) -> float:
-    """Share q of the regression, from the errors of both on withheld spots; see `regress`.
+    """Part q of a regression of depths, from the errors of both readings on withheld spots.
+
+    It minimises sum w ((1 - q) r_n + q r_t)^2 / s2 + (q - EQUAL)^2 / EQUAL_SD^2, with r_n and r_t the errors of network
+    and regression, w the weights and s2 the mean square error at q = EQUAL.
 
     Args:
         network: its errors `(S,)`.
@@ -198,3 +150,71 @@ def share_of(network: Floats, regression: Floats, weight: Floats) -> float:
     belief = max(noise, 1e-9) / EQUAL_SD**2
     best = ((weight * network * apart).sum() + belief * EQUAL) / ((weight * apart**2).sum() + belief)
     return float(np.clip(best, 0.0, 1.0))
+
+
+def fit_composition(
+    sections: Sequence[SpotReadings], scaler: Scaler, active: NDArray[np.bool_], *, seed: int
+) -> tuple[Floats, Floats]:
+    """Regress the metagenes' shares on colours: P = softmax(b + W^T z), at the UMIs that each spot has.
+
+    Largest posterior under the model's own law of counts, W ~ Normal(0, WEIGHT_SD^2) and b ~ Normal(0, 5^2); a step of
+    Adam looks at SPOTS_A_STEP spots of all sections at most.
+
+    Returns:
+        b `(K,)`, far below zero where a metagene is not in use, and W `(F, K)`.
+    """
+    draw, n_fit = np.random.default_rng(seed), sum(int((~part.withheld).sum()) for part in sections)
+    start = torch.from_numpy(np.where(active, 0.0, -30.0).astype(np.float32))
+    bias = torch.zeros(len(active), requires_grad=True)
+    weights = torch.zeros(sections[0].features.shape[1], len(active), requires_grad=True)
+    optimizer = torch.optim.Adam([weights, bias], lr=0.03)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    laws = [(torch.from_numpy(p.log_rate).exp(), torch.from_numpy(p.logit).float()) for p in sections]
+    inputs = [torch.from_numpy(scaler(part.features)).float() for part in sections]
+    rows = [np.flatnonzero(~part.withheld) for part in sections]
+    looked_at = min(1.0, SPOTS_A_STEP / n_fit)
+    chosen, counts = rows, [rows_of(part.counts, kept) for part, kept in zip(sections, rows, strict=True)]
+    for _ in range(STEPS):
+        if looked_at < 1:
+            chosen = [np.sort(draw.choice(kept, max(1, int(looked_at * len(kept))), replace=False)) for kept in rows]
+            counts = [rows_of(part.counts, few) for part, few in zip(sections, chosen, strict=True)]
+        mass = torch.zeros(())
+        for part, law, seen, few, x in zip(sections, laws, counts, chosen, inputs, strict=True):
+            scores = torch.log_softmax(start + bias + x[torch.from_numpy(few)] @ weights, dim=1)
+            mass = mass + _mass(part, law, seen, few, scores).sum()
+        prior = weights.square().sum() / (2 * WEIGHT_SD**2) + bias.square().sum() / (2 * 25.0)
+        loss = prior - mass * (n_fit / sum(map(len, chosen)))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    found = (start + bias).detach().double().numpy()
+    return found, weights.detach().double().numpy()
+
+
+def composition_share_of(sections: Sequence[SpotReadings], scores: Sequence[Floats]) -> float:
+    """Part q of a regression of the metagenes' shares, on a grid: of the largest posterior given the withheld spots.
+
+    Args:
+        sections: of the training.
+        scores: logits that the regression says of each section's spots `(S, K)`.
+    """
+    grid = np.linspace(0.0, 1.0, 21)
+    mass = -((grid - EQUAL) ** 2) / (2 * EQUAL_SD**2)
+    for part, said in zip(sections, scores, strict=True):
+        rows = np.flatnonzero(part.withheld)
+        law = torch.from_numpy(part.log_rate).exp(), torch.from_numpy(part.logit).float()
+        network, other, counts = part.shares()[rows], said[rows], rows_of(part.counts, rows)
+        for i, q in enumerate(grid):
+            both = torch.log_softmax(torch.from_numpy((1 - q) * network + q * other).float(), dim=1)
+            mass[i] += float(_mass(part, law, counts, rows, both).sum())
+    return float(grid[np.argmax(mass)])
+
+
+def _mass(
+    part: SpotReadings, law: tuple[Tensor, Tensor], counts: Tensor, rows: NDArray[np.int64], log_shares: Tensor
+) -> Tensor:
+    """Log mass of the counts of some spots `(n,)`, given their UMIs and the log shares of the metagenes `(n, K)`."""
+    shares = log_shares.exp()
+    size = torch.from_numpy(part.total[rows]).float() / (shares @ torch.from_numpy(part.umis).float())
+    return spot_log_prob(counts, shares * size[:, None], *law)

@@ -69,8 +69,8 @@ def load_field(run: Run, section: Section) -> SectionField | None:
     field, belongs = read_field(path)
     if not torch.equal(belongs, _fingerprint(run, section)):
         raise RunError(
-            f"{path} was fitted to other counts of a section named {section.name}, or under other weights of the run; "
-            "fit it again with superst fit-section, or predict with --no-field."
+            f"{path} was fitted to other counts of a section named {section.name}, or under other weights or another "
+            "depth.json of the run; fit it again with superst fit-section, or predict with --no-field."
         )
     return field
 
@@ -105,7 +105,9 @@ def _fingerprint(run: Run, section: Section) -> Tensor:
     """Hash of the run's weights and second reading, and of the section's genes, spots and counts `(32,)` uint8."""
     counts = section.counts.tocsr()
     digest = hashlib.sha256(run.weights_sha256.encode())
-    digest.update(repr(read_depth(run)).encode())
+    depth = read_depth(run)
+    if depth is not None:
+        digest.update(depth.to_json(run.weights_sha256).encode())
     digest.update("\n".join(map(str, section.genes.index)).encode())
     digest.update(section.spots[["x_um", "y_um", "radius_um"]].to_numpy(np.float64).tobytes())
     for part in (counts.indptr.astype(np.int64), counts.indices.astype(np.int64), counts.data.astype(np.int64)):

@@ -142,11 +142,11 @@ def fit_field(
     n_spots = counts.shape[0]
     used = np.arange(n_spots) if keep is None else np.flatnonzero(keep)
     draw, n_seen = np.random.default_rng(seed), min(len(used), SPOTS_A_STEP)
-    seen, seen_counts = used, _rows(counts, used)
+    seen, seen_counts = used, rows_of(counts, used)
     for step in range(steps):
         if n_seen < len(used):
             seen = np.sort(draw.choice(used, n_seen, replace=False))
-            seen_counts = _rows(counts, seen)
+            seen_counts = rows_of(counts, seen)
         field = mean + log_sd.exp() * torch.randn(shape)
         at_pixels = torch.sparse.mm(weights, field.flatten(1).T)  # (P, K + 1)
         scaled = modulate(pixels.scaled, at_pixels)
@@ -238,7 +238,7 @@ def _counts_of(run: Run, section: Section, keep: NDArray[np.bool_] | None) -> tu
     return table, torch.from_numpy(genes)
 
 
-def _rows(counts: csr_matrix, rows: NDArray[np.int64]) -> Tensor:
+def rows_of(counts: csr_matrix, rows: NDArray[np.int64]) -> Tensor:
     """Counts of some spots, in their order, as the likelihood takes them: sparse COO, coalesced."""
     table = counts[rows].sorted_indices().tocoo()
     place = torch.from_numpy(np.stack([table.row, table.col]).astype(np.int64))
