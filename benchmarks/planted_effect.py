@@ -28,7 +28,7 @@ from superst_monai.data.store import write_section
 from superst_monai.data.synthetic import make_tissue
 from superst_monai.engines.workflow import train
 from superst_monai.experiments.demo import prepare_tissue
-from superst_monai.inference.depth_fit import fit_depth
+from superst_monai.inference.colours_fit import fit_colours
 from superst_monai.inference.field_store import fit_training_fields
 from superst_monai.inference.maps import open_maps
 from superst_monai.inference.run import load_run
@@ -73,7 +73,7 @@ def main() -> None:
     if not (run_dir / "fields").exists():
         options = {"default_steps": given.steps}
         train([store], run_dir, mpp=section.mpp, seed=given.seed, options=options, show=lambda *_: None)
-        fit_depth(run_dir)
+        fit_colours(run_dir)
         fit_training_fields(run_dir)
     run = load_run(run_dir)
     maps = open_maps(predict(run, section, out / "maps.zarr", samples=SAMPLES, overwrite=True, tell=print))

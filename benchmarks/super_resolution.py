@@ -53,8 +53,8 @@ from superst_monai.engines.workflow import train
 from superst_monai.experiments.demo import prepare_tissue
 from superst_monai.experiments.merged_pairs import merge_spots, neighbour_pairs
 from superst_monai.inference.canvas import canvas_of
-from superst_monai.inference.depth import depth_over
-from superst_monai.inference.depth_fit import fit_depth
+from superst_monai.inference.colours import colours_over
+from superst_monai.inference.colours_fit import fit_colours
 from superst_monai.inference.field_store import fit_training_fields
 from superst_monai.inference.maps import open_maps
 from superst_monai.inference.rates import choose_conditions, mean_rates
@@ -135,10 +135,10 @@ def model_means(section: Section, measured: Section, given: Given) -> dict[str, 
         write_section(measured, store)
         options = {"default_steps": given.steps}
         run_dir = train([store], Path(scratch) / "run", seed=given.seed, options=options, show=lambda *_: None)
-        fit_depth(run_dir)
+        fit_colours(run_dir)
         run = load_run(run_dir)
         canvas = canvas_of(section, run.mpp, find_tissue)
-        pixels = spot_pixels(run.network, section, canvas, depth=depth_over(run, canvas))
+        pixels = spot_pixels(run.network, section, canvas, colours=colours_over(run, canvas))
         field = fit_field(run, measured, seed=given.seed)
     log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
     nodes = np.asarray(field.mean).reshape(len(field.mean), -1).T
@@ -345,7 +345,7 @@ def judge_bins(given: Given) -> pd.DataFrame:
             options={"default_steps": 2 * given.steps},
             show=lambda *_: None,
         )
-        fit_depth(run_dir)
+        fit_colours(run_dir)
         fit_training_fields(run_dir)
     run, xy = load_run(run_dir), places(section)
     observed = np.asarray(section.counts.todense(), dtype=np.float64)

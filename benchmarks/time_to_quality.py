@@ -32,7 +32,7 @@ from superst_monai.analysis.files import write_json
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section, write_section
 from superst_monai.engines.workflow import train
-from superst_monai.inference.depth_fit import fit_depth
+from superst_monai.inference.colours_fit import fit_colours
 from superst_monai.inference.maps import open_maps
 from superst_monai.inference.run import load_run
 from superst_monai.inference.slide_map import predict
@@ -76,7 +76,7 @@ def judge(case: str, stores: list[Path], truth: Section, folder: Path, given: di
         show=lambda *_: None,
     )
     spent = time.monotonic() - begun
-    fit_depth(run_dir)
+    fit_colours(run_dir)
     run = load_run(run_dir)
     maps = folder.with_name(f"{folder.name}.maps.zarr")
     predict(run, truth, maps, use_field=False, tell=lambda _: None, overwrite=True)

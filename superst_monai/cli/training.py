@@ -76,17 +76,17 @@ def complete(folder: Path) -> None:
     from superst_monai.cli.progress import Progress
     from superst_monai.inference.calibrate import calibrate_run
     from superst_monai.inference.calibration import in_words
-    from superst_monai.inference.depth import in_words as depth_in_words
-    from superst_monai.inference.depth_fit import fit_depth
+    from superst_monai.inference.colours import in_words as colours_in_words
+    from superst_monai.inference.colours_fit import fit_colours
     from superst_monai.inference.field_store import fit_training_fields
 
     def note(text: str) -> None:
         typer.echo(f"note: {text}", err=True)
 
     with Progress("reading colours") as show_sections:
-        reading = fit_depth(folder, show=show_sections, tell=note)
+        reading = fit_colours(folder, show=show_sections, tell=note)
     if reading is not None:
-        typer.echo(depth_in_words(reading))
+        typer.echo(colours_in_words(reading))
     with Progress("fitting fields") as show_fields:
         fit_training_fields(folder, show=show_fields)
     with Progress("recalibrating") as show_spots:

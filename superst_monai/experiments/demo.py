@@ -27,7 +27,7 @@ from superst_monai.engines.workflow import train
 from superst_monai.errors import RunError
 from superst_monai.experiments.demo_figure import demo_figure
 from superst_monai.inference.calibrate import calibrate_run
-from superst_monai.inference.depth_fit import fit_depth
+from superst_monai.inference.colours_fit import fit_colours
 from superst_monai.inference.field_store import fit_training_fields
 from superst_monai.inference.maps import open_maps
 from superst_monai.inference.run import load_run
@@ -96,7 +96,7 @@ def run_demo(
     section = prepare_tissue(tissue, out, mpp)
     settings = SETTINGS | dict(options or {})
     run = train([out / "section.zarr"], out / "run", mpp=mpp, minutes=minutes, seed=seed, options=settings, show=show)
-    fit_depth(run)
+    fit_colours(run)
     fit_training_fields(run)
     calibrate_run(run)
     maps = out / "maps.zarr"

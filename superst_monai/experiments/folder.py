@@ -22,7 +22,7 @@ from superst_monai.data.store import write_section
 from superst_monai.engines.run_folder import RunFolder
 from superst_monai.engines.workflow import train
 from superst_monai.errors import RunError
-from superst_monai.inference.depth_fit import fit_depth
+from superst_monai.inference.colours_fit import fit_colours
 from superst_monai.inference.field_store import fit_training_fields, load_prior
 from superst_monai.inference.maps import Maps, open_maps
 from superst_monai.inference.run import load_run
@@ -92,7 +92,7 @@ class ExperimentFolder:
     def fit_fields(self, run: Path) -> None:
         """Fit second reading and fields of a run on its training sections, if it has not all fields."""
         if load_prior(load_run(run)) is None:
-            fit_depth(run, tell=lambda _: None)
+            fit_colours(run, tell=lambda _: None)
             fit_training_fields(run, show=self._step(f"fitting fields of {run.name}"))
 
     def maps(self, name: str, run: Path, source: Section | Slide, **arguments: Any) -> Maps:

@@ -18,7 +18,7 @@ from scipy import sparse
 from superst_monai.data.atomic import scratch_folder
 from superst_monai.data.section import Section
 from superst_monai.inference.calibration import FILE, LEVEL, MODES, TOP, Calibration, Mode, to_json
-from superst_monai.inference.depth import FILE as DEPTH
+from superst_monai.inference.colours import FILE as COLOURS
 from superst_monai.inference.derived import without_calibration
 from superst_monai.inference.field_store import save_field
 from superst_monai.inference.maps import Maps, open_maps
@@ -145,8 +145,8 @@ def _with_field(
     keep = np.ones(section.n_spots, np.bool_)
     keep[rows] = False
     apart = replace(run, path=scratch)  # its fields are others than the run's
-    if (run.path / DEPTH).is_file():
-        shutil.copyfile(run.path / DEPTH, scratch / DEPTH)
+    if (run.path / COLOURS).is_file():
+        shutil.copyfile(run.path / COLOURS, scratch / COLOURS)
     save_field(apart, section, fit_field(run, section, keep=keep, seed=int(run.record["seed"]), show=show[1]))
     return _predicted(apart, section, rows, scratch / "field.zarr", show[2], use_field=True)
 

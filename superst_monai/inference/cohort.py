@@ -19,7 +19,7 @@ from superst_monai.inference.slide_map import Show
 from superst_monai.inference.unfinished import new_owner
 
 _LOG = logging.getLogger(__name__)
-_RUN_FILES = ("genes.csv", "domain.json", "calibration.json", "depth.json")
+_RUN_FILES = ("genes.csv", "domain.json", "calibration.json", "colours.json")
 """Of a run folder, beside its weights and fields: what maps depend on and may change after the training."""
 
 

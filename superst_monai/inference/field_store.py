@@ -17,7 +17,7 @@ from torch import Tensor
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 from superst_monai.errors import RunError
-from superst_monai.inference.depth import read_depth
+from superst_monai.inference.colours import read_colours
 from superst_monai.inference.field_draws import FieldPrior
 from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.section_field import SectionField, Show, fit_field
@@ -70,7 +70,7 @@ def load_field(run: Run, section: Section) -> SectionField | None:
     if not torch.equal(belongs, _fingerprint(run, section)):
         raise RunError(
             f"{path} was fitted to other counts of a section named {section.name}, or under other weights or another "
-            "depth.json of the run; fit it again with superst fit-section, or predict with --no-field."
+            "colours.json of the run; fit it again with superst fit-section, or predict with --no-field."
         )
     return field
 
@@ -105,9 +105,9 @@ def _fingerprint(run: Run, section: Section) -> Tensor:
     """Hash of the run's weights and second reading, and of the section's genes, spots and counts `(32,)` uint8."""
     counts = section.counts.tocsr()
     digest = hashlib.sha256(run.weights_sha256.encode())
-    depth = read_depth(run)
-    if depth is not None:
-        digest.update(depth.to_json(run.weights_sha256).encode())
+    colours = read_colours(run)
+    if colours is not None:
+        digest.update(colours.to_json(run.weights_sha256).encode())
     digest.update("\n".join(map(str, section.genes.index)).encode())
     digest.update(section.spots[["x_um", "y_um", "radius_um"]].to_numpy(np.float64).tobytes())
     for part in (counts.indptr.astype(np.int64), counts.indices.astype(np.int64), counts.data.astype(np.int64)):

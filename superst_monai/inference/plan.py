@@ -17,7 +17,7 @@ from superst_monai.engines.prepare import prefers_bfloat16
 from superst_monai.errors import RunError
 from superst_monai.inference.calibration import Mode, read_calibration
 from superst_monai.inference.canvas import Canvas, canvas_of
-from superst_monai.inference.depth import DepthPlane, depth_over
+from superst_monai.inference.colours import ColourPlane, colours_over
 from superst_monai.inference.domain import read_domain
 from superst_monai.inference.field_draws import FieldDraws
 from superst_monai.inference.field_store import has_field, load_field, load_prior
@@ -43,7 +43,7 @@ class Plan:
         canvas: section or slide.
         domain: of the run, for the guard; None if it has none.
         fields: draws of the section field; None if the run has none.
-        depth: second reading of the slide's depth; None if the run has none.
+        colours: second reading of the slide; None if the run has none.
         layout: of the store.
         tiles: those with tissue, row by row.
         workers: threads that read.
@@ -53,7 +53,7 @@ class Plan:
     canvas: Canvas
     domain: Domain | None
     fields: FieldDraws | None
-    depth: DepthPlane | None
+    colours: ColourPlane | None
     layout: MapsLayout
     tiles: Sequence[Window]
     workers: int
@@ -83,7 +83,7 @@ def plan_maps(
     if domain is None:
         tell("the run does not know the domain of its training, so this prediction has no guard; train again for one")
     canvas = canvas_of(source, run.mpp, find_tissue)
-    depth = depth_over(run, canvas)
+    colours = colours_over(run, canvas)
     fields = _fields(run, source, canvas.shape, tell, use_field=use_field, samples=samples, seed=seed)
     opened_from = None if source_path is None else str(Path(source_path).resolve())
     record: dict[str, Any] = {
@@ -94,11 +94,11 @@ def plan_maps(
     }
     record |= {"device": run.device.type, "precision": "bfloat16" if bfloat16 else "float32"}
     record |= {"field": None if fields is None else fields.sha256}
-    record |= {"depth_share": None if depth is None else round(depth.reading.share, 4)}
+    record |= {"colours": None if colours is None else colours.reading.parts}
     counts_used = use_field and isinstance(source, Section) and has_field(run, source)
     record |= {"counts_used": counts_used, "calibration": _calibration(run, counts_used, tell)}
     layout = _layout(run, canvas, chosen, record, fields, samples=samples, tile_px=tile_px, guarded=domain is not None)
-    return Plan(sampler, canvas, domain, fields, depth, layout, tissue_tiles(canvas.covered, tile_px), workers)
+    return Plan(sampler, canvas, domain, fields, colours, layout, tissue_tiles(canvas.covered, tile_px), workers)
 
 
 def _check(run: Run, sampler: TileSampler, *, tile_px: int, workers: int) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from superst_monai.data.section import Section
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import Canvas, canvas_of
-from superst_monai.inference.depth import DepthPlane, depth_over
+from superst_monai.inference.colours import ColourPlane, colours_over
 from superst_monai.inference.posterior import ORIENTATIONS, TileSampler
 from superst_monai.inference.rates import choose_conditions, mean_rates
 from superst_monai.inference.run import Run
@@ -125,7 +125,7 @@ def fit_field(
     started = time.monotonic()
     torch.manual_seed(seed)
     canvas = canvas_of(section, run.mpp, find_tissue)
-    pixels = spot_pixels(run.network, section, canvas, seed=seed, depth=depth_over(run, canvas))
+    pixels = spot_pixels(run.network, section, canvas, seed=seed, colours=colours_over(run, canvas))
     log_rate, logit = (
         torch.from_numpy(part) for part in mean_rates(run.network, choose_conditions(run, section, conditions))
     )
@@ -191,7 +191,7 @@ def spot_pixels(
     *,
     tile_px: int = 256,
     seed: int = 0,
-    depth: DepthPlane | None = None,
+    colours: ColourPlane | None = None,
 ) -> SpotPixels:
     """Draw z over the tiles of a section as `predict` does, once an orientation, and keep the pixels of its spots.
 
@@ -204,7 +204,7 @@ def spot_pixels(
     places: list[tuple[NDArray[np.int64], ...]] = []
     for tile in tissue_tiles(label > 0, tile_px):
         row, col = np.nonzero(label[tile.row : tile.row + tile.height, tile.col : tile.col + tile.width])
-        part = read_part(canvas, sampler, tile, depth)
+        part = read_part(canvas, sampler, tile, colours)
         mean = np.zeros((network.arch.n_metagenes, tile.height, tile.width), np.float32)
         for _, values in draw_part(sampler, part):
             mean[(slice(None), *part.place)] += values / ORIENTATIONS

@@ -185,7 +185,9 @@ def _draw_tiles(plan: Plan, writer: MapsWriter, tiles: Sequence[Window], show: S
     n_metagenes = sampler.network.arch.n_metagenes
     with (
         Behind() as behind,
-        closing(ahead(lambda t: read_part(plan.canvas, sampler, t, plan.depth), tiles, workers=plan.workers)) as parts,
+        closing(
+            ahead(lambda t: read_part(plan.canvas, sampler, t, plan.colours), tiles, workers=plan.workers)
+        ) as parts,
     ):
         for part in parts:
             shape = (n_metagenes, part.tile.height, part.tile.width)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from superst_monai.errors import SlideError
 from superst_monai.inference.canvas import Canvas, Plane
-from superst_monai.inference.depth import DepthPlane
+from superst_monai.inference.colours import ColourPlane
 from superst_monai.inference.posterior import Look, TileSampler, Window
 
 Floats = NDArray[np.float32]
@@ -28,8 +28,8 @@ class Part:
         place: rows and columns of the box in the tile, `(h, w)` pixels.
         covered: which of them get a prediction `(h, w)`.
         tissue: which of them are tissue `(h, w)`.
-        depth: second reading of the slide's depth; None if the run has none.
-        margin: pixels round the window that are drawn with it, since `depth` looks at them; on the same grid.
+        colours: second reading of the slide; None if the run has none.
+        margin: pixels round the window that are drawn with it, since `colours` looks at them; on the same grid.
         reach: which pixels of the window and its margin get a prediction.
         image: of the window grown by the margin and the whole halo, `(3, H, W)`.
     """
@@ -39,7 +39,7 @@ class Part:
     place: Place
     covered: NDArray[np.bool_]
     tissue: NDArray[np.bool_]
-    depth: DepthPlane | None
+    colours: ColourPlane | None
     margin: int
     reach: NDArray[np.bool_]
     image: Tensor
@@ -56,14 +56,14 @@ def tissue_tiles(covered: Plane, tile_px: int) -> list[Window]:
     return [tile for tile in grid if _box(covered, tile).any()]
 
 
-def read_part(canvas: Canvas, sampler: TileSampler, tile: Window, depth: DepthPlane | None = None) -> Part:
+def read_part(canvas: Canvas, sampler: TileSampler, tile: Window, colours: ColourPlane | None = None) -> Part:
     """Read what a tile is drawn from; threads may do so for several tiles at once.
 
     Args:
         canvas: section or slide.
         sampler: tells grid and halo.
         tile: with a covered pixel; its corner is on the grid of the deepest level.
-        depth: second reading of the slide's depth.
+        colours: second reading of the slide.
 
     Raises:
         SlideError: the slide is damaged there.
@@ -72,7 +72,7 @@ def read_part(canvas: Canvas, sampler: TileSampler, tile: Window, depth: DepthPl
     (top, height), (left, width) = (_extent(np.asarray(covered.any(axis)), sampler.multiple) for axis in (1, 0))
     window = Window(tile.row + top, tile.col + left, height, width)
     place = (slice(top, min(top + height, tile.height)), slice(left, min(left + width, tile.width)))
-    margin = 0 if depth is None else -(-depth.reach_px // sampler.multiple) * sampler.multiple
+    margin = 0 if colours is None else -(-colours.reach_px // sampler.multiple) * sampler.multiple
     drawn = window.grown(margin)
     try:
         image = canvas.image(drawn.grown(sampler.halo.whole))
@@ -81,7 +81,7 @@ def read_part(canvas: Canvas, sampler: TileSampler, tile: Window, depth: DepthPl
         exc.add_note(f"It was read for rows {tile.row} to {bottom}, columns {tile.col} to {right} of the map.")
         raise
     planes = covered[place], _box(canvas.tissue, tile)[place]
-    return Part(tile, window, place, *planes, depth, margin, _padded_box(canvas.covered, drawn), image)
+    return Part(tile, window, place, *planes, colours, margin, _padded_box(canvas.covered, drawn), image)
 
 
 def draw_part(sampler: TileSampler, part: Part, look: Look | None = None) -> Iterator[tuple[int, Floats]]:
@@ -100,8 +100,8 @@ def draw_part(sampler: TileSampler, part: Part, look: Look | None = None) -> Ite
     reach = part.reach.astype(np.float32)
     for n, sample in sampler.draw(part.image, part.window.grown(part.margin), look):
         drawn = sample.numpy() * reach
-        if part.depth is not None:
-            drawn = part.depth.over(drawn, row=row, col=col, margin=part.margin)
+        if part.colours is not None:
+            drawn = part.colours.over(drawn, row=row, col=col, margin=part.margin)
         yield n, drawn[:, :height, :width] * part.covered
 
 

@@ -17,8 +17,8 @@ from monai.bundle import verify_net_in_out
 from superst_monai.engines.run_folder import bundle_folder
 from superst_monai.errors import RunError
 from superst_monai.inference.calibration import MODES, read_calibration
+from superst_monai.inference.colours import in_words, read_colours
 from superst_monai.inference.deploy.metadata import metadata_faults
-from superst_monai.inference.depth import in_words, read_depth
 from superst_monai.inference.domain import read_domain
 from superst_monai.inference.field_store import read_field
 from superst_monai.inference.run import NUMBERS, Run, attach_network, load_network, read_configuration, read_genes
@@ -88,7 +88,7 @@ def check_run(path: str | Path) -> list[Finding]:
     if genes and weights:
         run = attach_network(path, load_network(path))
         findings += [_tried("domain", lambda: _domain(run)), _tried("calibration", lambda: _calibration(run))]
-        findings += [_tried("depth", lambda: _depth(run))]
+        findings += [_tried("colours", lambda: _colours(run))]
         findings.append(_fields(run))
     return findings
 
@@ -242,9 +242,9 @@ def _domain(run: Run) -> Finding:
     return Finding("domain", "of other weights", notes=["domain.json is of other weights: predictions have no guard"])
 
 
-def _depth(run: Run) -> Finding:
-    reading = read_depth(run)
-    return Finding("depth", "the network's" if reading is None else in_words(reading))
+def _colours(run: Run) -> Finding:
+    reading = read_colours(run)
+    return Finding("colours", "none" if reading is None else in_words(reading))
 
 
 def _calibration(run: Run) -> Finding:

@@ -16,7 +16,7 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from superst_monai.data.atomic import scratch_folder
-from superst_monai.inference.depth import FARTHEST, FILE, DepthReading
+from superst_monai.inference.colours import FARTHEST, FILE, ColourReading
 from superst_monai.inference.run import load_run
 from superst_monai.inference.section_field import SPOTS_A_STEP, rows_of
 from superst_monai.inference.slide_map import Show
@@ -48,9 +48,9 @@ class Scaler:
         return np.asarray(np.clip((features - self.mean) / self.sd, -FARTHEST, FARTHEST))
 
 
-def fit_depth(
+def fit_colours(
     run_dir: str | Path, *, show: Show | None = None, tell: Callable[[str], None] = _LOG.warning
-) -> DepthReading | None:
+) -> ColourReading | None:
     """Fit the second reading of a run on its training sections and write it; before fields and intervals.
 
     Args:
@@ -86,7 +86,7 @@ def fit_depth(
     return reading
 
 
-def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed: int) -> DepthReading:
+def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed: int) -> ColourReading:
     """Fit both regressions to the spots that the training saw, and their parts to those that it did not.
 
     Depths: ridge regression of log UMIs per area, relative to the section's level; spots count by their UMIs. Its level
@@ -118,8 +118,8 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
         np.concatenate([part.network[rows] for part, rows in zip(sections, kept, strict=True)]), weights=weight
     )
     intercept, weights = fit_composition(sections, scaler, active, seed=seed)
-    return DepthReading(
-        share=share_of(*np.concatenate(errors, axis=1)),
+    return ColourReading(
+        depth_share=depth_share_of(*np.concatenate(errors, axis=1)),
         composition_share=composition_share_of(sections, [intercept + scaler(p.features) @ weights for p in sections]),
         sigma_um=float(np.mean([part.sigma_um for part in sections])),
         intercept=float(ridge.intercept_ + level),
@@ -134,7 +134,7 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
     )
 
 
-def share_of(network: Floats, regression: Floats, weight: Floats) -> float:
+def depth_share_of(network: Floats, regression: Floats, weight: Floats) -> float:
     """Part q of a regression of depths, from the errors of both readings on withheld spots.
 
     It minimises sum w ((1 - q) r_n + q r_t)^2 / s2 + (q - EQUAL)^2 / EQUAL_SD^2, with r_n and r_t the errors of network

@@ -32,7 +32,7 @@ from superst_monai.model.field import FieldGrid
 from superst_monai.transforms.stain_moments import N_FEATURES, StainMoments
 
 Floats = NDArray[np.float32]
-FILE = "depth.json"
+FILE = "colours.json"
 MOST = 2.0
 """Most that the second reading changes a log size."""
 FARTHEST = 4.0
@@ -42,11 +42,11 @@ _LISTS = ("weights", "mean", "sd", "composition_intercept", "umis")
 
 
 @dataclass(frozen=True)
-class DepthReading:
+class ColourReading:
     """A regression of UMIs per um^2 and of metagenes' shares on the colours round a place, and how much it counts.
 
     Attributes:
-        share: q, the regression's part in the UMIs; the rest is the network's.
+        depth_share: q, the regression's part in the UMIs; the rest is the network's.
         composition_share: q', its part in the metagenes' shares.
         sigma_um: of the Gaussian over which the network's UMIs are averaged.
         intercept: log UMIs per um^2 of a place with mean features.
@@ -60,7 +60,7 @@ class DepthReading:
         n_withheld: spots that decided the share.
     """
 
-    share: float
+    depth_share: float
     composition_share: float
     sigma_um: float
     intercept: float
@@ -72,6 +72,11 @@ class DepthReading:
     umis: tuple[float, ...]
     n_spots: int
     n_withheld: int
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What of the maps is the regression's, for their record."""
+        return {"depth": round(self.depth_share, 4), "composition": round(self.composition_share, 4)}
 
     def to_json(self, weights_sha256: str) -> str:
         """Write it down, with the hash of the weights that it belongs to."""
@@ -88,12 +93,12 @@ class DepthReading:
         found[1:] = log_softmax(found[1:], axis=0)
         return found
 
-    def over(self, stains: StainMoments, mpp: float) -> DepthPlane:
+    def over(self, stains: StainMoments, mpp: float) -> ColourPlane:
         """The reading of one slide, for a map of `mpp` um per pixel."""
-        return DepthPlane(self, stains, mpp)
+        return ColourPlane(self, stains, mpp)
 
 
-class DepthPlane:
+class ColourPlane:
     """The second reading of one slide, laid over the samples of its map.
 
     Args:
@@ -102,7 +107,7 @@ class DepthPlane:
         mpp: um per pixel of the map.
     """
 
-    def __init__(self, reading: DepthReading, stains: StainMoments, mpp: float) -> None:
+    def __init__(self, reading: ColourReading, stains: StainMoments, mpp: float) -> None:
         self.reading, self._mpp = reading, mpp
         self._said = torch.from_numpy(reading.said(stains))
         half, shape = stains.cell_um / 2, stains.planes.shape[1:]
@@ -136,7 +141,7 @@ class DepthPlane:
         )
         said = self._grid.on_raster(self._said, x_um, y_um)
         umis = torch.tensordot(self._umis, around, dims=1)
-        change = (self.reading.share * (said[0] - umis.log())).clamp(-MOST, MOST).exp()
+        change = (self.reading.depth_share * (said[0] - umis.log())).clamp(-MOST, MOST).exp()
         shares = around.log() - around.sum(0).log()
         tilted = inner * (self.reading.composition_share * (said[1:] - shares)).clamp(-MOST, MOST).exp()
         before, after = (torch.tensordot(self._umis, part, dims=1) for part in (inner, tilted))
@@ -155,22 +160,22 @@ def _trimmed(x: Tensor, by: int) -> Tensor:
     return x[..., by : x.shape[-2] - by, by : x.shape[-1] - by]
 
 
-def in_words(reading: DepthReading) -> str:
+def in_words(reading: ColourReading) -> str:
     """Say what a second reading does."""
-    parts = f"{100 * reading.share:.0f} % of the depths and {100 * reading.composition_share:.0f} % of the composition"
     return (
-        f"{parts} are read from colours by a regression on {reading.n_spots} spots, the rest by the network alone; "
+        f"a regression on colours has a part of {100 * reading.depth_share:.0f} % in depths and of "
+        f"{100 * reading.composition_share:.0f} % in compositions, the network the rest; "
         f"{reading.n_withheld} withheld spots decided that"
     )
 
 
-def depth_over(run: Run, canvas: Canvas) -> DepthPlane | None:
-    """The second reading of a slide, if the run has one; raises as `read_depth`."""
-    reading = read_depth(run)
+def colours_over(run: Run, canvas: Canvas) -> ColourPlane | None:
+    """The second reading of a slide, if the run has one; raises as `read_colours`."""
+    reading = read_colours(run)
     return None if reading is None else reading.over(canvas.stains, canvas.mpp)
 
 
-def read_depth(run: Run) -> DepthReading | None:
+def read_colours(run: Run) -> ColourReading | None:
     """The second reading of a run; None if it has none, or one of other weights.
 
     Raises:
@@ -185,9 +190,9 @@ def read_depth(run: Run) -> DepthReading | None:
             return None
         found |= {name: tuple(map(float, found[name])) for name in _LISTS}
         found["composition_weights"] = tuple(tuple(map(float, line)) for line in found["composition_weights"])
-        reading = DepthReading(**found)
+        reading = ColourReading(**found)
         tables = [np.asarray(getattr(reading, name)) for name in (*_LISTS, "composition_weights")]
-        numbers = [reading.share, reading.composition_share, reading.sigma_um, reading.intercept]
+        numbers = [reading.depth_share, reading.composition_share, reading.sigma_um, reading.intercept]
         sound = all(np.isfinite(table).all() for table in [*tables, np.asarray(numbers)]) and reading.sigma_um > 0
         sound = sound and all(0 <= part <= 1 for part in numbers[:2]) and min(*reading.sd, *reading.umis) > 0
     except (ValueError, TypeError, KeyError) as exc:
