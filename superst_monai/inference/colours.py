@@ -117,7 +117,7 @@ class ColourPlane:
         steps = torch.arange(-self.reach_px, self.reach_px + 1)
         kernel = torch.exp(-(steps**2) / (2 * sigma_px**2))
         self._kernel = kernel / kernel.sum()
-        self._umis = torch.tensor(reading.umis) / mpp**2
+        self._umis = torch.tensor(reading.umis, dtype=torch.float32) / mpp**2
 
     def over(self, scaled: Floats, *, row: int, col: int, margin: int) -> Floats:
         """Scale a sample so that its UMIs round each pixel are the geometric mean of both readings.

@@ -27,6 +27,12 @@ def calls(stand_in: StandIn) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     stand_in("superst_monai.engines.workflow", train=train)
     stand_in("superst_monai.inference.field_store", fit_training_fields=lambda *_, **__: [])
 
+    def regress(folder: Path, *, show: Callable[[float, float], None], tell: Callable[[str], None]) -> None:
+        show(1.0, 2.0)
+        tell("no colours")
+
+    stand_in("superst_monai.inference.colours_fit", fit_colours=regress)
+
     def calibrate(folder: Path, *, show: Callable[[float, float], None], tell: Callable[[str], None]) -> dict[str, Any]:
         show(1.0, 2.0)
         tell("few spots")
@@ -72,6 +78,7 @@ def test_options_reach_the_training(run: Runner, calls: list[Any], tmp_path: Pat
     assert "training:  50 %, 10 s spent, 10 s left, loss 3" in done.stderr
     assert "next: superst predict" in done.stdout
     assert "note: few spots" in done.stderr
+    assert "note: no colours" in done.stderr
     assert "79.0 % before and 90.0 % after" in done.stdout
 
 

@@ -57,6 +57,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(demo, "train", train)
     monkeypatch.setattr(demo, "load_run", lambda path: path)
+    monkeypatch.setattr(demo, "fit_colours", lambda _: None)
     monkeypatch.setattr(demo, "fit_training_fields", lambda _: [])
     monkeypatch.setattr(demo, "calibrate_run", lambda _: {})
     monkeypatch.setattr(demo, "predict", predict_the_truth)

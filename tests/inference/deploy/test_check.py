@@ -24,7 +24,7 @@ from superst_monai.inference.section_field import SectionField
 from superst_monai.model.domain import Domain
 from superst_monai.model.field import FieldGrid
 
-CHECKS = "files configs numbers record metadata genes weights network domain calibration fields"
+CHECKS = "files configs numbers record metadata genes weights network domain calibration colours fields"
 
 
 def change(path: Path, edit: Callable[[dict], Any]) -> None:

@@ -1,0 +1,218 @@
+"""The second reading is fitted to what the training saw, and weighed by what it did not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy.sparse import csr_matrix
+
+from superst_monai.data.section import Section
+from superst_monai.data.store import write_section
+from superst_monai.engines.holdout import withheld_spots
+from superst_monai.errors import RunError
+from superst_monai.inference.colours import FILE, read_colours
+from superst_monai.inference.colours_fit import (
+    EQUAL,
+    EQUAL_SD,
+    Scaler,
+    composition_share_of,
+    depth_share_of,
+    fit_colours,
+    fit_composition,
+    regress,
+)
+from superst_monai.inference.field_store import load_field, save_field
+from superst_monai.inference.run import load_run
+from superst_monai.inference.section_field import fit_field
+from superst_monai.inference.spot_readings import SpotReadings, spot_readings
+from superst_monai.transforms.stain_moments import N_FEATURES
+
+K, G, F = 3, 40, 5
+ACTIVE = np.array([True, True, True])
+
+
+def spots(seed: int, n: int = 400, *, level: float = 0.0, network_error: float = 0.0) -> SpotReadings:
+    """Spots whose log UMIs and logits of metagenes are linear in their features; a fifth of them withheld."""
+    law, rng = np.random.default_rng(99), np.random.default_rng(seed)
+    log_rate = law.normal(0.0, 1.0, (K, G)).astype(np.float32)
+    logit = np.full(G, -1.0, np.float32)
+    slopes, tilts = law.normal(0, 0.3, F), law.normal(0, 0.4, (F, K))
+    features = rng.normal(size=(n, F))
+    shares = np.exp(features @ tilts)
+    shares /= shares.sum(1, keepdims=True)
+    umis = np.exp(log_rate + logit).sum(1)
+    total = np.exp(6.0 + level + features @ slopes)
+    size = shares * (total / (shares @ umis))[:, None]
+    counts = rng.poisson(rng.gamma(np.maximum(size @ np.exp(log_rate), 1e-9)) * np.exp(logit))
+    said = size * np.exp(network_error * rng.normal(size=(n, 1)))
+    withheld = np.arange(n) % 5 == 0
+    area = np.full(n, 100.0)
+    return SpotReadings(csr_matrix(counts.astype(np.int32)), area, said, features, withheld, log_rate, logit, 12.0)
+
+
+def test_the_regressions_find_what_was_planted_whatever_the_level_of_a_section() -> None:
+    """Depth and composition of new spots are said as they are; sections of other depth are the same regression."""
+    found = regress([spots(1), spots(2)], active=ACTIVE, seed=0)
+    new = spots(3)
+    z = Scaler(np.asarray(found.mean), np.asarray(found.sd))(new.features)
+    depth = z @ np.asarray(found.weights) + found.intercept
+    assert np.corrcoef(depth, new.network)[0, 1] > 0.995
+    scores = z @ np.asarray(found.composition_weights).T + found.composition_intercept
+    shares = np.exp(scores - np.log(np.exp(scores).sum(1, keepdims=True)))
+    assert np.corrcoef(shares.ravel(), np.exp(new.shares()).ravel())[0, 1] > 0.99
+    deeper = regress([spots(1), spots(2, level=1.0)], active=ACTIVE, seed=0)
+    np.testing.assert_allclose(deeper.weights, found.weights, atol=0.01)
+    assert (found.n_spots, found.n_withheld, found.sigma_um) == (640, 160, 12.0)
+
+
+def test_both_readings_agree_on_average() -> None:
+    """The regression takes its level from the network, not from the counts."""
+    part = spots(1)
+    louder = replace(part, size=part.size * np.e)
+    low, high = (regress([each], active=ACTIVE, seed=0) for each in (part, louder))
+    assert high.intercept - low.intercept == pytest.approx(1.0, abs=1e-6)
+    z = Scaler(np.asarray(low.mean), np.asarray(low.sd))(part.features)[~part.withheld]
+    said = z @ np.asarray(low.weights) + low.intercept
+    weight = part.weight[~part.withheld]
+    assert np.average(said, weights=weight) == pytest.approx(np.average(part.network[~part.withheld], weights=weight))
+
+
+def test_withheld_spots_are_not_fitted_to() -> None:
+    """Their counts move neither regression."""
+    part = spots(1)
+    counts = part.counts.toarray()
+    counts[part.withheld] = counts[part.withheld][::-1]
+    other = replace(part, counts=csr_matrix(counts))
+    # UMIs are weighed by the mean of the section, which stays.
+    one, two = (regress([each], active=ACTIVE, seed=0) for each in (part, other))
+    np.testing.assert_array_equal(one.weights, two.weights)
+    np.testing.assert_array_equal(one.composition_weights, two.composition_weights)
+    assert one.depth_share != two.depth_share
+
+
+def test_the_part_in_depth_is_the_minimum_of_its_objective() -> None:
+    """Against a fine grid."""
+    rng = np.random.default_rng(0)
+    for scale in (0.2, 1.0, 3.0):
+        network, other, weight = rng.normal(0, scale, 30), rng.normal(0, 1, 30), rng.uniform(0.5, 2, 30)
+        grid = np.linspace(0, 1, 100_001)
+        at = (weight[:, None] * (np.outer(network, 1 - grid) + np.outer(other, grid)) ** 2).sum(0)
+        noise = (weight * ((1 - EQUAL) * network + EQUAL * other) ** 2).sum() / weight.sum()
+        best = grid[np.argmin(at / noise + ((grid - EQUAL) / EQUAL_SD) ** 2)]
+        assert depth_share_of(network, other, weight) == pytest.approx(best, abs=2e-5)
+
+
+def test_the_part_in_depth_follows_who_is_right() -> None:
+    """Many spots leave no doubt, none leave it at a half."""
+    wrong, right, weight = np.random.default_rng(0).normal(size=5000), np.zeros(5000), np.ones(5000)
+    assert depth_share_of(right, wrong, weight) < 0.01
+    assert depth_share_of(wrong, right, weight) > 0.99
+    assert depth_share_of(np.zeros(0), np.zeros(0), np.zeros(0)) == EQUAL
+
+
+def test_the_part_in_composition_follows_who_is_right() -> None:
+    """A network that says the truth keeps it; one that says another spot's composition leaves it to the regression."""
+    part = spots(1)
+    truth = part.shares()
+    noise = np.random.default_rng(0).normal(0, 1.0, truth.shape)
+    assert composition_share_of([part], [truth + noise]) <= 0.1
+    astray = replace(part, size=np.exp(truth + noise))
+    assert composition_share_of([astray], [truth]) >= 0.9
+    nothing = replace(part, withheld=np.zeros(400, np.bool_))
+    assert composition_share_of([nothing], [truth]) == EQUAL
+
+
+def test_a_metagene_that_is_not_in_use_gets_nothing() -> None:
+    """Its share is zero wherever it is asked for."""
+    part = spots(1)
+    scaler = Scaler(part.features.mean(0), part.features.std(0))
+    bias, weights = fit_composition([part], scaler, np.array([True, False, True]), seed=0)
+    scores = bias + scaler(part.features) @ weights
+    assert (np.exp(scores[:, 1] - scores[:, [0, 2]].max(1)) < 1e-9).all()
+
+
+def record_training(path: Path, store: Path, section: Section, share: float = 0.3) -> None:
+    """Say in a run folder what it was trained on."""
+    config = yaml.safe_load((path / "configs" / "train.yaml").read_text()) | {"val_share": share}
+    (path / "configs" / "train.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    [blocks] = withheld_spots([section.spots[["x_um", "y_um"]].to_numpy()], share, seed=3)
+    record = json.loads((path / "run.json").read_text()) | {
+        "seed": 3,
+        "sections": [{"name": section.name, "path": str(store), "spots": section.n_spots}],
+        "held_out_spots": [sum(map(len, blocks))],
+    }
+    (path / "run.json").write_text(json.dumps(record))
+
+
+@pytest.fixture
+def trained(make_run: Callable[..., Path], section: Section, tmp_path: Path) -> Path:
+    """A run whose training section is there."""
+    path = make_run(tmp_path / "run")
+    write_section(section, tmp_path / "C2.zarr")
+    record_training(path, tmp_path / "C2.zarr", section)
+    return path
+
+
+def test_what_is_written_is_read_back_and_the_same_each_time(trained: Path, section: Section) -> None:
+    """Same run, same bytes; progress ends at the whole; nothing else is left in the folder."""
+    shown: list[float] = []
+    found = fit_colours(trained, show=lambda share, _: shown.append(share))
+    assert found is not None
+    assert shown == [0.5, 1.0]
+    assert read_colours(load_run(trained)) == found
+    assert found.n_spots + found.n_withheld == section.n_spots
+    before = (trained / FILE).read_bytes()
+    fit_colours(trained)
+    assert (trained / FILE).read_bytes() == before
+    assert not list(trained.glob(".*"))
+
+
+def test_spots_are_read_as_they_lie(trained: Path, section: Section) -> None:
+    """Sizes of the network, areas and colours of each spot; those of a doubled section are the same."""
+    run = load_run(trained)
+    found = spot_readings(run, section, np.array([0, 4]))
+    assert found.features.shape == (section.n_spots, N_FEATURES)
+    np.testing.assert_array_equal(np.flatnonzero(found.withheld), [0, 4])
+    np.testing.assert_array_equal(found.counts.toarray(), section.counts.toarray())
+    np.testing.assert_allclose(found.area_um2, np.pi * 16.0**2, rtol=0.1)
+    np.testing.assert_allclose(np.exp(found.shares()).sum(1), 1, rtol=1e-9)
+    np.testing.assert_allclose(np.exp(found.network) * found.area_um2, found.size @ found.umis, rtol=1e-9)
+
+
+def test_a_field_under_another_reading_is_refused(trained: Path, section: Section) -> None:
+    """A field says what is left over from the map that it was fitted to."""
+    run = load_run(trained)
+    save_field(run, section, fit_field(run, section, steps=2))
+    assert load_field(run, section) is not None
+    fit_colours(trained)
+    with pytest.raises(RunError, match=r"another colours\.json of the run; fit it again with superst fit-section"):
+        load_field(run, section)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"share": 0.0}, "the training withheld no spots (--val-share)"),
+        ({"gone": True}, "C2 of the training cannot be found"),
+    ],
+)
+def test_where_no_spots_were_withheld_there_is_no_reading(
+    trained: Path, section: Section, change: dict[str, Any], reason: str
+) -> None:
+    """An older file does not stay, and the user is told why."""
+    (trained / FILE).write_text("{}")
+    store = trained.parent / "C2.zarr"
+    record_training(
+        trained, trained.parent / "no.zarr" if "gone" in change else store, section, change.get("share", 0.3)
+    )
+    said: list[str] = []
+    assert fit_colours(trained, tell=said.append) is None
+    assert said == [f"expression is as the network reads it, without a regression on colours: {reason}"]
+    assert not (trained / FILE).exists()
