@@ -21,6 +21,7 @@ from superst_monai.data.synthetic import make_tissue
 from superst_monai.engines.domain import training_domain
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import canvas_of
+from superst_monai.inference.colours import ColourReading
 from superst_monai.inference.domain import TileGuard, in_words, read_domain, summarise
 from superst_monai.inference.maps_store import open_store
 from superst_monai.inference.posterior import TileSampler, Window
@@ -28,6 +29,7 @@ from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.slide_map import predict
 from superst_monai.inference.tiles import draw_part, read_part, tissue_tiles
 from superst_monai.model.objective import FusionVAE
+from superst_monai.transforms.stain_moments import N_FEATURES
 from superst_monai.transforms.tissue import find_tissue
 
 BLOCK = 4  # px, of a network of depth 3
@@ -78,19 +80,27 @@ def trained(known: Section, tmp_path_factory: pytest.TempPathFactory, make_run: 
     return load_run(path)
 
 
-def measure(run: Run, section: Section, tile_px: int = 64) -> np.ndarray:
+def measure(run: Run, section: Section, tile_px: int = 64, colours: ColourReading | None = None) -> np.ndarray:
     """The layer `(3, 50, 50)` of a section, put together from tiles."""
     canvas = canvas_of(section, section.mpp, find_tissue)
     sampler, domain = TileSampler(run.network, samples=1, seed=0), read_domain(run)
     assert domain is not None
     layer = np.zeros((3, 50, 50), np.float32)
     for tile in tissue_tiles(canvas.covered, tile_px):
-        part = read_part(canvas, sampler, tile)
+        part = read_part(canvas, sampler, tile, None if colours is None else colours.over(canvas.stains, section.mpp))
         guard = TileGuard(domain, sampler, part)
         list(draw_part(sampler, part, guard))
         row, col = tile.row // BLOCK, tile.col // BLOCK
         layer[:, row : row + guard.layer.shape[1], col : col + guard.layer.shape[2]] = guard.layer
     return layer
+
+
+def test_a_second_reading_leaves_the_guard_alone(trained: Run, known: Section) -> None:
+    """It has tiles drawn with a margin, which is not the tile's."""
+    none = (0.0,) * N_FEATURES
+    one = (1.0,) * N_FEATURES
+    reading = ColourReading(0.5, 0.5, 12.0, 0.0, none, (0.0,) * 4, (none,) * 4, none, one, (1.0,) * 4, 9, 1)
+    np.testing.assert_allclose(measure(trained, known, 64, reading), measure(trained, known), rtol=1e-3, atol=1e-3)
 
 
 def beyond(layer: np.ndarray) -> float:
