@@ -98,6 +98,12 @@ class ColourReading:
         return ColourPlane(self, stains, mpp)
 
 
+def cell_grid(stains: StainMoments) -> FieldGrid:
+    """The centres of the cells of a slide, to interpolate between."""
+    half, shape = stains.cell_um / 2, stains.planes.shape[1:]
+    return FieldGrid(half, half, stains.cell_um, *shape)
+
+
 class ColourPlane:
     """The second reading of one slide, laid over the samples of its map.
 
@@ -110,8 +116,7 @@ class ColourPlane:
     def __init__(self, reading: ColourReading, stains: StainMoments, mpp: float) -> None:
         self.reading, self._mpp = reading, mpp
         self._said = torch.from_numpy(reading.said(stains))
-        half, shape = stains.cell_um / 2, stains.planes.shape[1:]
-        self._grid = FieldGrid(half, half, stains.cell_um, *shape)
+        self._grid = cell_grid(stains)
         sigma_px = reading.sigma_um / mpp
         self.reach_px = int(_TRUNCATE * sigma_px + 0.5)
         steps = torch.arange(-self.reach_px, self.reach_px + 1)
@@ -120,7 +125,7 @@ class ColourPlane:
         self._umis = torch.tensor(reading.umis, dtype=torch.float32) / mpp**2
 
     def over(self, scaled: Floats, *, row: int, col: int, margin: int) -> Floats:
-        """Scale a sample so that its UMIs round each pixel are the geometric mean of both readings.
+        """Change a sample so that UMIs and composition round each pixel are the geometric mean of both readings.
 
         Args:
             scaled: scaled activity of a box and of `margin` pixels round it, at least `reach_px`, zero where there is

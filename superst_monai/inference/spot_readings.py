@@ -12,10 +12,10 @@ from scipy.sparse import csr_matrix
 
 from superst_monai.data.section import Section
 from superst_monai.inference.canvas import canvas_of
+from superst_monai.inference.colours import cell_grid
 from superst_monai.inference.rates import choose_conditions, mean_rates
 from superst_monai.inference.run import Run
 from superst_monai.inference.section_field import spot_pixels
-from superst_monai.model.field import FieldGrid
 from superst_monai.transforms.tissue import find_tissue
 
 Floats = NDArray[np.float64]
@@ -87,8 +87,7 @@ def spot_readings(run: Run, section: Section, withheld: NDArray[np.int64]) -> Sp
     canvas = canvas_of(section, run.mpp, find_tissue)
     log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
     pixels = spot_pixels(run.network, section, canvas, seed=int(run.record["seed"]))
-    half, shape = canvas.stains.cell_um / 2, canvas.stains.planes.shape[1:]
-    weights = FieldGrid(half, half, canvas.stains.cell_um, *shape).weights(pixels.x_um, pixels.y_um)
+    weights = cell_grid(canvas.stains).weights(pixels.x_um, pixels.y_um)
     planes = torch.from_numpy(np.stack([plane.ravel() for plane in canvas.stains.features()], axis=1))
     of_pixels = torch.cat([pixels.scaled, torch.sparse.mm(weights, planes)], dim=1).double()
     sums = torch.zeros(section.n_spots, of_pixels.shape[1], dtype=torch.double).index_add(0, pixels.spot - 1, of_pixels)
