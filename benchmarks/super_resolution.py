@@ -18,13 +18,15 @@ third of whose genes also follow a smooth pattern that it does not show; square 
 Scores of each fold, over those of the 100 highest genes that the model knows: the median correlation of log-normalised
 values, and the log-likelihood of the counts under a negative binomial with the method's mean and one dispersion a gene.
 That is fitted, for each method alike, to the withheld spots of the other folds. Methods for log-normalised values get a
-depth by the same method. OUT/NAME.csv holds the figures; a fold that is there is not computed again.
+depth by the same method. OUT/NAME.csv holds the figures, OUT/NAME_foldK/residuals.json how the counts that the field
+was fitted to lie about the model's law; a fold that is there is not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +47,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from superst_monai.analysis.evaluation import gene_correlations, lognorm
-from superst_monai.analysis.files import make_folder
+from superst_monai.analysis.files import make_folder, write_json
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section, write_section
 from superst_monai.data.synthetic import make_tissue
@@ -53,12 +55,12 @@ from superst_monai.engines.workflow import train
 from superst_monai.experiments.demo import prepare_tissue
 from superst_monai.experiments.merged_pairs import merge_spots, neighbour_pairs
 from superst_monai.inference.canvas import canvas_of
-from superst_monai.inference.colours import colours_over
+from superst_monai.inference.colours import FILE, colours_over
 from superst_monai.inference.colours_fit import fit_colours
 from superst_monai.inference.field_store import fit_training_fields
 from superst_monai.inference.maps import open_maps
 from superst_monai.inference.rates import choose_conditions, mean_rates
-from superst_monai.inference.run import load_run
+from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.section_field import fit_field, modulate, spot_pixels
 from superst_monai.inference.slide_map import predict
 from superst_monai.model.likelihood import sum_over_spots
@@ -69,6 +71,7 @@ Floats = NDArray[np.float64]
 SCALES_UM = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 TOP = 100
 Predicted = dict[str, Floats]
+IMAGE, FIELD = "model, image alone", "model, with field"
 SECTIONS = {"brca": "visium_brca", "C3": "her2st", "MOB1": "mob"}
 
 
@@ -128,29 +131,48 @@ def gaussian_process(xy: Floats, values: Floats, at: Floats) -> Floats:
     return process.predict(at).reshape(len(at), -1) * spread + centre
 
 
-def model_means(section: Section, measured: Section, given: Given) -> dict[str, tuple[Floats, list[str]]]:
-    """Expected counts of all spots `(S, G)` without and with the field, of a model that saw the measured ones alone."""
-    with tempfile.TemporaryDirectory() as scratch:
-        store = Path(scratch) / "section.zarr"
-        write_section(measured, store)
+def trained(measured: Section, folder: Path, given: Given) -> Run:
+    """A run that saw the measured spots alone, with its second reading; one that is there is not trained again."""
+    run_dir = folder / "run"
+    if not (run_dir / FILE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_section(measured, folder / "section.zarr")
         options = {"default_steps": given.steps}
-        run_dir = train([store], Path(scratch) / "run", seed=given.seed, options=options, show=lambda *_: None)
+        train([folder / "section.zarr"], run_dir, seed=given.seed, options=options, show=lambda *_: None)
         fit_colours(run_dir)
-        run = load_run(run_dir)
-        canvas = canvas_of(section, run.mpp, find_tissue)
-        pixels = spot_pixels(run.network, section, canvas, colours=colours_over(run, canvas))
-        field = fit_field(run, measured, seed=given.seed)
+    return load_run(run_dir)
+
+
+def model_means(
+    section: Section, measured: Section, folder: Path, given: Given
+) -> dict[str, tuple[Floats, Floats, list[str]]]:
+    """Law of all spots without and with the field, of a model that saw the measured ones alone.
+
+    Returns:
+        For each of both the expected counts `(S, G)`, the logits `(G,)` and the names of the genes.
+    """
+    run = trained(measured, folder, given)
+    canvas = canvas_of(section, run.mpp, find_tissue)
+    pixels = spot_pixels(run.network, section, canvas, colours=colours_over(run, canvas))
+    field = fit_field(run, measured, seed=given.seed)
     log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
     nodes = np.asarray(field.mean).reshape(len(field.mean), -1).T
     moved = modulate(pixels.scaled, field.grid.weights(pixels.x_um, pixels.y_um) @ torch.from_numpy(nodes))
     found = {}
     for name, scaled, beta, gamma in (
-        ("model, image alone", pixels.scaled, 0.0, 0.0),
-        ("model, with field", moved, field.rate_effect, field.logit_effect),
+        (IMAGE, pixels.scaled, 0.0, 0.0),
+        (FIELD, moved, field.rate_effect, field.logit_effect),
     ):
         size = sum_over_spots(scaled, scaled.new_ones(len(scaled), 1), pixels.spot, n_spots=section.n_spots).numpy()
-        found[name] = ((size @ np.exp(log_rate + beta)) * np.exp(logit + gamma), run.genes)
+        found[name] = ((size @ np.exp(log_rate + beta)) * np.exp(logit + gamma), logit + gamma, run.genes)
     return found
+
+
+def residuals(observed: Floats, mean: Floats, logit: Floats) -> dict[str, float]:
+    """Mean and variance of the standardised residuals of counts `(S, G)` under the model's law, all genes together."""
+    z = (observed - mean) / np.sqrt(np.maximum(mean * (1 + np.exp(logit)), 1e-12))
+    return {"residual_mean": float(z.mean()), "residual_variance": float(z.var())}
 
 
 def log_likelihood(observed: Floats, mean: Floats, a: Floats) -> Floats:
@@ -191,9 +213,12 @@ def merged(section: Section, pairs: NDArray[np.int64]) -> Measured:
 
 
 def predict_spots(
-    section: Section, rows: NDArray[np.intp], known: Measured, top: NDArray[np.intp], given: Given
+    section: Section, rows: NDArray[np.intp], known: Measured, top: NDArray[np.intp], folder: Path, given: Given
 ) -> Predicted:
-    """What each method says of some spots: log-normalised values and expected counts, each `(2, S', TOP)`."""
+    """What each method says of some spots: log-normalised values and expected counts, each `(2, S', TOP)`.
+
+    The run of the model stays in `folder`, beside the residuals of the spots that its field was fitted to.
+    """
     xy, counts_of_top = places(section)[rows], known.counts[:, top]
     target, depth = lognorm(known.counts)[:, top], known.counts.sum(1)
     found: Predicted = {}
@@ -214,7 +239,11 @@ def predict_spots(
     process = gaussian_process(known.xy, target, xy)
     size = gaussian_process(known.xy, np.log1p(depth)[:, None], xy)[:, 0]
     found["Gaussian process"] = np.stack([process, as_counts(process, np.exp(size))])
-    for method, (mean, genes) in model_means(section, known.section, given).items():
+    measured = np.setdiff1d(np.arange(section.n_spots), rows)
+    for method, (mean, logit, genes) in model_means(section, known.section, folder, given).items():
+        if method == FIELD and len(measured):
+            counts = section.counts[measured][:, section.genes.index.get_indexer(genes)].toarray()
+            write_json(folder / "residuals.json", residuals(counts, mean[measured], logit))
         columns = pd.Index(genes).get_indexer(section.genes.index[top])
         counts = np.where(columns >= 0, mean[rows][:, columns], np.nan)  # a gene left out of training has no figure
         found[method] = np.stack([lognorm(counts, mean[rows].sum(1)), counts])
@@ -234,10 +263,11 @@ def judge_pairs(name: str, section: Section, given: Given) -> pd.DataFrame:
         pairs = neighbour_pairs(places(section), np.random.default_rng((given.seed, k)))
         kept = given.out / f"{name}_pairs{k}.npz"
         if not kept.exists():
-            np.savez(kept, **predict_spots(section, pairs.T.ravel(), merged(section, pairs), top, given))
+            folder = given.out / f"{name}_pairs{k}"
+            np.savez(kept, **predict_spots(section, pairs.T.ravel(), merged(section, pairs), top, folder, given))
         with np.load(kept) as stored:
             draws.append((pairs.T.ravel(), dict(stored)))
-    known = ~np.isnan(draws[0][1]["model, image alone"]).any((0, 1))
+    known = ~np.isnan(draws[0][1][IMAGE]).any((0, 1))
     rows = []
     for method in draws[0][1]:
         for k, (at, said) in enumerate(draws):
@@ -268,11 +298,12 @@ def judge(name: str, section: Section, given: Given) -> pd.DataFrame:
         started, kept = time.monotonic(), given.out / f"{name}_fold{k}.npz"
         if not kept.exists():
             rows = np.flatnonzero(fold == k)
-            np.savez(kept, **predict_spots(section, rows, without(section, fold == k), top, given))
+            folder = given.out / f"{name}_fold{k}"
+            np.savez(kept, **predict_spots(section, rows, without(section, fold == k), top, folder, given))
             print(f"{name}: fold {k + 1} of {given.folds}, {time.monotonic() - started:.0f} s", flush=True)
         with np.load(kept) as stored:
             parts.append(dict(stored))
-    known = ~np.isnan(parts[0]["model, image alone"]).any((0, 1))
+    known = ~np.isnan(parts[0][IMAGE]).any((0, 1))
     seen = [observed[fold == k][:, top][:, known] for k in range(given.folds)]
     rows = []
     for method in parts[0]:
@@ -290,7 +321,7 @@ def judge(name: str, section: Section, given: Given) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare(table: pd.DataFrame, best: str = "model, with field") -> pd.DataFrame:
+def compare(table: pd.DataFrame, best: str = FIELD) -> pd.DataFrame:
     """Mean over folds of each score, and how much more the model with field has, with the standard error over folds."""
     rows = {}
     for score in [column for column in table if column not in ("section", "method", "fold")]:
@@ -370,7 +401,7 @@ def judge_bins(given: Given) -> pd.DataFrame:
             "Gaussian process": gaussian_process(xy, observed, at),
         }
         found["mean of the two"] = (found["linear interpolation"] + found["H&E ridge regression"]) / 2
-        for method, field in (("model, image alone", False), ("model, with field", True)):
+        for method, field in ((IMAGE, False), (FIELD, True)):
             maps = predict(run, section, scratch / "maps.zarr", use_field=field, overwrite=True, tell=lambda _: None)
             sums = open_maps(maps).sum_over(label, genes=list(run.genes), n_supports=grid.size)
             order = pd.Index(run.genes).get_indexer(genes)
@@ -407,6 +438,9 @@ def main() -> None:
                 run_stage(given.out, f"prepare_{where}", ["prepare", *told, "--out", str(store), "--name", where])
             table = (judge_pairs if merge else judge)(where, read_section(store), given)
             print(f"{name}\n{compare(table).round(3).to_string()}", flush=True)
+            left = [json.loads(file.read_text()) for file in sorted(given.out.glob(f"{where}_fold*/residuals.json"))]
+            if left and not merge:
+                print(f"residuals of the field's own spots\n{pd.DataFrame(left).round(3).to_string()}", flush=True)
         table.to_csv(given.out / f"{name}.csv", index=False)
 
 

@@ -18,16 +18,19 @@ from torch import Tensor
 from superst_monai.data.atomic import scratch_folder
 from superst_monai.inference.colours import FARTHEST, FILE, ColourReading
 from superst_monai.inference.run import load_run
-from superst_monai.inference.section_field import SPOTS_A_STEP, rows_of
+from superst_monai.inference.section_field import SPOTS_A_STEP
 from superst_monai.inference.slide_map import Show
 from superst_monai.inference.spot_readings import SpotReadings, spot_readings
 from superst_monai.inference.withheld import training_sections
 from superst_monai.model.likelihood import spot_log_prob
+from superst_monai.transforms.counts import rows_of
 
 _LOG = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 EQUAL, EQUAL_SD = 0.5, 0.2
 """Law of either part before the withheld spots are looked at: they are few, and of sections that the network knows."""
+PARTS = np.linspace(0.0, 1.0, 41)
+"""Parts in the composition that are tried."""
 PENALTIES = tuple(np.logspace(1.5, 4, 11))
 """Penalties of the regression of depths that its leave-one-out error chooses from."""
 WEIGHT_SD = 0.05
@@ -193,22 +196,46 @@ def fit_composition(
 
 
 def composition_share_of(sections: Sequence[SpotReadings], scores: Sequence[Floats]) -> float:
-    """Part q of a regression of the metagenes' shares, on a grid: of the largest posterior given the withheld spots.
+    """Part q' of a regression of the metagenes' shares, see `part_of`, from the withheld spots.
 
     Args:
         sections: of the training.
         scores: logits that the regression says of each section's spots `(S, K)`.
     """
-    grid = np.linspace(0.0, 1.0, 21)
-    mass = -((grid - EQUAL) ** 2) / (2 * EQUAL_SD**2)
+    masses = []
     for part, said in zip(sections, scores, strict=True):
         rows = np.flatnonzero(part.withheld)
         law = torch.from_numpy(part.log_rate).exp(), torch.from_numpy(part.logit).float()
         network, other, counts = part.shares()[rows], said[rows], rows_of(part.counts, rows)
-        for i, q in enumerate(grid):
-            both = torch.log_softmax(torch.from_numpy((1 - q) * network + q * other).float(), dim=1)
-            mass[i] += float(_mass(part, law, counts, rows, both).sum())
-    return float(grid[np.argmax(mass)])
+        both = [torch.from_numpy((1 - q) * network + q * other).float().log_softmax(dim=1) for q in PARTS]
+        masses.append(torch.stack([_mass(part, law, counts, rows, shares) for shares in both], dim=1))
+    return part_of(torch.cat(masses).double().numpy())
+
+
+def part_of(mass: Floats) -> float:
+    """Part of a regression, on the grid PARTS: of the largest posterior given what each withheld spot says of it.
+
+    A spot says it with thousands of UMIs, but its neighbours would say otherwise: spots differ by far more than the law
+    of their counts, which is that of a model that fits none of them exactly. So the log likelihood is weighed by
+    h / J, its curvature at its maximum over the scatter of the spots' slopes there, 1 at most, which gives the maximum
+    the variance J / h^2 that it has over spots; where it does not bend down the law before, EQUAL, decides.
+
+    Args:
+        mass: log likelihood of each spot under each part `(S, len(PARTS))` [nat].
+
+    Source: the magnitude adjustment of a misspecified likelihood (Pauli, Racugno & Ventura, Bayesian composite marginal
+        likelihoods, Statistica Sinica 21, 2011; White, Econometrica 50, 1982, doi:10.2307/1912526, for the variance).
+    """
+    before = -((PARTS - EQUAL) ** 2) / (2 * EQUAL_SD**2)
+    if len(mass) < 2:
+        return EQUAL
+    whole, step = mass.sum(axis=0), PARTS[1] - PARTS[0]
+    best = int(np.clip(whole.argmax(), 1, len(PARTS) - 2))
+    slope = (mass[:, best + 1] - mass[:, best - 1]) / (2 * step)
+    bend = -(whole[best + 1] - 2 * whole[best] + whole[best - 1]) / step**2
+    scatter = len(mass) * slope.var(ddof=1)
+    worth = float(np.clip(bend / max(scatter, 1e-12), 0.0, 1.0))
+    return float(PARTS[np.argmax(worth * whole + before)])
 
 
 def _mass(

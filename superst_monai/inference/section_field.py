@@ -31,6 +31,7 @@ from superst_monai.inference.tiles import draw_part, read_part, tissue_tiles
 from superst_monai.model.field import FieldGrid, field_divergence
 from superst_monai.model.likelihood import spot_log_prob, sum_over_spots
 from superst_monai.model.objective import FusionVAE
+from superst_monai.transforms.counts import rows_of
 from superst_monai.transforms.labels import spot_labels
 from superst_monai.transforms.tissue import find_tissue
 
@@ -236,11 +237,3 @@ def _counts_of(run: Run, section: Section, keep: NDArray[np.bool_] | None) -> tu
     if not (table if keep is None else table[np.flatnonzero(keep)]).nnz:
         raise RunError(f"a field needs UMIs of the run's genes, but the spots of {section.name} hold none.")
     return table, torch.from_numpy(genes)
-
-
-def rows_of(counts: csr_matrix, rows: NDArray[np.int64]) -> Tensor:
-    """Counts of some spots, in their order, as the likelihood takes them: sparse COO, coalesced."""
-    table = counts[rows].sorted_indices().tocoo()
-    place = torch.from_numpy(np.stack([table.row, table.col]).astype(np.int64))
-    data = torch.from_numpy(table.data.astype(np.float32))
-    return torch.sparse_coo_tensor(place, data, table.shape, is_coalesced=True, check_invariants=False)

@@ -19,6 +19,7 @@ from superst_monai.model.likelihood import TINY, spot_log_prob, sum_over_spots
 from superst_monai.networks.decoders import ExpressionDecoder, ImageDecoder
 from superst_monai.networks.encoder import Factory, latent_shapes
 from superst_monai.networks.fusion import Fusion
+from superst_monai.transforms.counts import select_rows
 from superst_monai.types import Site
 
 UNKNOWN = -1
@@ -114,7 +115,7 @@ class SpotCounts(TorchDistribution):
         rows, found = [], []
         for n in sorted(set(self.section.tolist())):
             row = (self.section == n).nonzero().squeeze(1)
-            counts = value if len(row) == len(self.section) else value.index_select(0, row).coalesce()
+            counts = value if len(row) == len(self.section) else select_rows(value, row)
             rate = (self.profile + self.log_rate[n]).exp()  # (K, G)
             found.append(spot_log_prob(counts, self.size[row], rate, self.logits[n]))
             rows.append(row)

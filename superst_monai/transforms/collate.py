@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from superst_monai.errors import ShapeError
+from superst_monai.transforms.counts import stack_counts
 from superst_monai.types import Key
 
 
@@ -17,8 +18,8 @@ def collate_patches(samples: Sequence[Mapping[Any, Any]]) -> dict[str, Tensor]:
 
     Args:
         samples: of B patches, each with Key.IMAGE `(3, H, W)`, Key.LABEL `(1, H, W)` int64 (0 is none, i is row
-            i - 1 of its own counts), Key.COUNTS `(n, G)` sparse, Key.SHARE `(n,)`, Key.OCCLUDED `(1, H, W)` and
-            Key.SECTION int.
+            i - 1 of its own counts), Key.COUNTS `(n, G)` sparse, coalesced, Key.SHARE `(n,)`, Key.OCCLUDED
+            `(1, H, W)` and Key.SECTION int.
     Returns:
         Key.IMAGE `(B, 3, H, W)`, Key.LABEL `(B, H, W)` int64, Key.COUNTS `(S, G)` sparse with S the sum of all n,
         Key.SHARE `(S,)`, Key.OCCLUDED `(B, 1, H, W)`, Key.SECTION `(B,)` int64 and Key.SPOT_SECTION `(S,)` int64.
@@ -38,7 +39,7 @@ def collate_patches(samples: Sequence[Mapping[Any, Any]]) -> dict[str, Tensor]:
     return {
         Key.IMAGE: torch.stack([sample[Key.IMAGE] for sample in samples]),
         Key.LABEL: torch.where(label > 0, label + before, 0),
-        Key.COUNTS: torch.cat([sample[Key.COUNTS] for sample in samples]).coalesce(),
+        Key.COUNTS: stack_counts([sample[Key.COUNTS] for sample in samples]),
         Key.SHARE: torch.cat([sample[Key.SHARE] for sample in samples]),
         Key.OCCLUDED: torch.stack([sample[Key.OCCLUDED] for sample in samples]),
         Key.SECTION: section,

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.transforms.transform import Transform
 from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
+from superst_monai.transforms.counts import rows_of
 from superst_monai.transforms.sources import PatchKey, PatchSource, check_sources, renumber
 from superst_monai.types import Key
 
-torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # undecided, torch warns
 MARGIN = 1  # pixels kept round a patch while it is cut and warped: a spot that shows there goes on beyond the patch
 IMAGE_RANGE = 0.9  # an image is scaled from [0, 1] to [-0.9, 0.9]
 
@@ -109,11 +108,7 @@ def counts_of(source: PatchSource, ids: Tensor) -> Tensor:
         source: the section.
         ids: ascending labels of the section `(n,)`, int64, 1 ... S + 1.
     Returns:
-        `(n, G)`, float32, sparse COO; zeros for the support outside the tissue.
+        `(n, G)`, float32, sparse COO, coalesced; zeros for the support outside the tissue.
     """
     spots = ids[ids < source.outside]  # the outside, if there, is last
-    found = source.counts[spots.numpy() - 1].tocoo()
-    places = torch.from_numpy(np.stack([found.row, found.col]).astype(np.int64))
-    values = torch.from_numpy(found.data.astype(np.float32))
-    shape = (len(ids), source.n_genes)
-    return torch.sparse_coo_tensor(places, values, shape).coalesce()
+    return rows_of(source.counts, spots.numpy() - 1, n_rows=len(ids))

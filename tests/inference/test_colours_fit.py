@@ -21,11 +21,13 @@ from superst_monai.inference.colours import FILE, read_colours
 from superst_monai.inference.colours_fit import (
     EQUAL,
     EQUAL_SD,
+    PARTS,
     Scaler,
     composition_share_of,
     depth_share_of,
     fit_colours,
     fit_composition,
+    part_of,
     regress,
 )
 from superst_monai.inference.field_store import load_field, save_field
@@ -127,6 +129,29 @@ def test_the_part_in_composition_follows_who_is_right() -> None:
     assert composition_share_of([astray], [truth]) >= 0.9
     nothing = replace(part, withheld=np.zeros(400, np.bool_))
     assert composition_share_of([nothing], [truth]) == EQUAL
+
+
+def quadratic(best: np.ndarray, curvature: float) -> np.ndarray:
+    """Log likelihoods of spots, each largest at a part of its own `(S, len(PARTS))`."""
+    return -curvature / 2 * (PARTS - best[:, None]) ** 2
+
+
+def test_a_part_is_as_sure_as_the_spots_agree() -> None:
+    """Spots whose best parts scatter weigh as that many draws, however sharp each is (against the conjugate normal)."""
+    best = np.random.default_rng(0).normal(0.2, 0.4, 40)
+    variance = best.var(ddof=1) / len(best)  # of their mean, which is the maximum of the sum
+    expected = (best.mean() / variance + EQUAL / EQUAL_SD**2) / (1 / variance + 1 / EQUAL_SD**2)
+    for curvature in (50.0, 5000.0):
+        assert part_of(quadratic(best, curvature)) == pytest.approx(expected, abs=0.0126)
+
+
+def test_a_part_is_no_surer_than_the_likelihood() -> None:
+    """Spots that agree weigh as their curvature; a likelihood that does not bend down says nothing."""
+    agreed = quadratic(np.full(4, 0.1), 5.0)
+    expected = (0.1 * 20.0 + EQUAL / EQUAL_SD**2) / (20.0 + 1 / EQUAL_SD**2)
+    assert part_of(agreed) == pytest.approx(expected, abs=0.0126)
+    assert part_of(-agreed) == EQUAL
+    assert part_of(quadratic(np.array([0.1]), 1e4)) == EQUAL
 
 
 def test_a_metagene_that_is_not_in_use_gets_nothing() -> None:
