@@ -241,7 +241,7 @@ def predict_spots(
     found["Gaussian process"] = np.stack([process, as_counts(process, np.exp(size))])
     measured = np.setdiff1d(np.arange(section.n_spots), rows)
     for method, (mean, logit, genes) in model_means(section, known.section, folder, given).items():
-        if method == FIELD and len(measured):
+        if method == FIELD and known.section.n_spots == len(measured):  # else pairs were measured
             counts = section.counts[measured][:, section.genes.index.get_indexer(genes)].toarray()
             write_json(folder / "residuals.json", residuals(counts, mean[measured], logit))
         columns = pd.Index(genes).get_indexer(section.genes.index[top])

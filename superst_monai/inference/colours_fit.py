@@ -27,7 +27,7 @@ from superst_monai.transforms.counts import rows_of
 
 _LOG = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
-EQUAL, EQUAL_SD = 0.5, 0.2
+EQUAL, EQUAL_SD = 0.5, 0.1
 """Law of either part before the withheld spots are looked at: they are few, and of sections that the network knows."""
 PARTS = np.linspace(0.0, 1.0, 41)
 """Parts in the composition that are tried."""
