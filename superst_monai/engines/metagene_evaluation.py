@@ -134,12 +134,7 @@ class MetageneEvaluation:
     def _batches(self, device: str, *, alone: bool) -> Iterator[Batch]:
         """The set, or the part of it that falls to this process."""
         first, n = (0, 1) if alone or not dist.is_initialized() else (rank(), dist.get_world_size())
-        epoch = self.dataset.epoch
-        self.dataset.set_epoch(0)
-        try:
-            for start in range(first * self.batch_size, self.n_batches * self.batch_size, n * self.batch_size):
-                items = range(start, min(start + self.batch_size, len(self.dataset)))
-                if items:
-                    yield prepare_batch(collate_patches([self.dataset[i] for i in items]), device)[2][0]
-        finally:
-            self.dataset.set_epoch(epoch)
+        for start in range(first * self.batch_size, self.n_batches * self.batch_size, n * self.batch_size):
+            items = range(start, min(start + self.batch_size, len(self.dataset)))
+            if items:
+                yield prepare_batch(collate_patches([self.dataset.patch(i, 0) for i in items]), device)[2][0]

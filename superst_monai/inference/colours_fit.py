@@ -198,6 +198,8 @@ def fit_composition(
 def composition_share_of(sections: Sequence[SpotReadings], scores: Sequence[Floats]) -> float:
     """Part q' of a regression of the metagenes' shares, see `part_of`, from the withheld spots.
 
+    In float64: curvatures are differences of log likelihoods of 10^5 nats.
+
     Args:
         sections: of the training.
         scores: logits that the regression says of each section's spots `(S, K)`.
@@ -205,11 +207,11 @@ def composition_share_of(sections: Sequence[SpotReadings], scores: Sequence[Floa
     masses = []
     for part, said in zip(sections, scores, strict=True):
         rows = np.flatnonzero(part.withheld)
-        law = torch.from_numpy(part.log_rate).exp(), torch.from_numpy(part.logit).float()
-        network, other, counts = part.shares()[rows], said[rows], rows_of(part.counts, rows)
-        both = [torch.from_numpy((1 - q) * network + q * other).float().log_softmax(dim=1) for q in PARTS]
+        law = torch.from_numpy(part.log_rate).double().exp(), torch.from_numpy(part.logit).double()
+        network, other, counts = part.shares()[rows], said[rows], rows_of(part.counts, rows).double()
+        both = [torch.from_numpy((1 - q) * network + q * other).log_softmax(dim=1) for q in PARTS]
         masses.append(torch.stack([_mass(part, law, counts, rows, shares) for shares in both], dim=1))
-    return part_of(torch.cat(masses).double().numpy())
+    return part_of(torch.cat(masses).numpy())
 
 
 def part_of(mass: Floats) -> float:
@@ -243,5 +245,6 @@ def _mass(
 ) -> Tensor:
     """Log mass of the counts of some spots `(n,)`, given their UMIs and the log shares of the metagenes `(n, K)`."""
     shares = log_shares.exp()
-    size = torch.from_numpy(part.total[rows]).float() / (shares @ torch.from_numpy(part.umis).float())
+    total, umis = (torch.from_numpy(each).to(shares) for each in (part.total[rows], part.umis))
+    size = total / (shares @ umis)
     return spot_log_prob(counts, shares * size[:, None], *law)

@@ -21,14 +21,17 @@ def rows_of(counts: csr_matrix, rows: NDArray[np.int64], *, n_rows: int | None =
     """Counts of some spots, in their order, as the likelihood takes them.
 
     Args:
-        counts: `(S, G)`, no entry twice.
+        counts: `(S, G)`.
         rows: of the spots `(n,)`.
         n_rows: of the result; those beyond n are empty. None is n.
 
     Returns:
         `(n_rows, G)` float32, sparse COO, coalesced.
     """
-    table = counts[rows].sorted_indices().tocoo()
+    chosen = counts[rows]
+    chosen.sum_duplicates()  # which sorts the columns too
+    chosen.eliminate_zeros()
+    table = chosen.tocoo()
     places = torch.from_numpy(np.stack([table.row, table.col]).astype(np.int64))
     values = torch.from_numpy(table.data.astype(np.float32))
     return _in_order(places, values, len(rows) if n_rows is None else n_rows, table.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self.chain = chain
         self.sections_of_items = np.asarray(sections_of_items, dtype=np.int64)
         self.seed = seed
+        self._in_use = Lock()  # the chain's random state belongs to one patch at a time
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     @property
@@ -87,7 +89,20 @@ class PatchDataset(Dataset[dict[str, Any]]):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"patch {index} of an epoch of {len(self)} patches")
-        sequence = np.random.SeedSequence((self.seed, self.epoch, index))
-        self.chain.set_random_state(seed=int(sequence.generate_state(1)[0]))
-        patch: dict[str, Any] = self.chain({Key.SECTION: int(self.sections_of_items[index])})
-        return patch
+        return self.patch(index, self.epoch)
+
+    def patch(self, index: int, epoch: int) -> dict[str, Any]:
+        """Patch `index`, 0 ... N - 1, of any epoch; threads may ask at the same time."""
+        sequence = np.random.SeedSequence((self.seed, epoch, index))
+        with self._in_use:
+            self.chain.set_random_state(seed=int(sequence.generate_state(1)[0]))
+            found: dict[str, Any] = self.chain({Key.SECTION: int(self.sections_of_items[index])})
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to a worker process; it has a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name != "_in_use"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Undo `__getstate__`."""
+        vars(self).update(state, _in_use=Lock())

@@ -32,7 +32,7 @@ class PatchSource:
         image: histology `(3, H, W)`, uint8.
         label: support of each pixel `(H, W)`, int32; 0 none, i row i - 1 of `counts`, S + 1 outside the tissue.
         tissue: `(H, W)`, bool.
-        counts: `(S, G)`, scipy CSR, columns ascending, none twice.
+        counts: `(S, G)`, scipy CSR.
         share: which part of its UMIs the counts of support i hold, at i - 1 `(S + 1,)`, float32.
         tissue_index: flat indices of the tissue pixels `(T,)`, int64, ascending.
     """
@@ -72,15 +72,11 @@ class PatchSource:
                 + "; ".join(faults)
                 + ". Draw label and tissue from the same section, at the same mpp, as the image."
             )
-        table = csr_matrix(counts)
-        if not table.has_canonical_format:
-            table = table.copy()
-            table.sum_duplicates()
         return cls(
             image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             label=torch.from_numpy(label.astype(np.int32)),
             tissue=torch.from_numpy(np.array(tissue)),
-            counts=table,
+            counts=csr_matrix(counts),
             share=torch.ones(counts.shape[0] + 1) if share is None else torch.from_numpy(share.astype(np.float32)),
             tissue_index=torch.from_numpy(np.flatnonzero(tissue).astype(np.int64)),
         )

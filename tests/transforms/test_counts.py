@@ -40,6 +40,15 @@ def test_rows_come_in_the_order_asked_for_with_empty_ones_below():
     assert_as_sorted(rows_of(counts, np.zeros(0, np.int64), n_rows=1), np.zeros((1, 11)))
 
 
+def test_what_is_stored_twice_is_added_and_stored_zeros_are_left_out():
+    """As the dense table has it, which stays as it is."""
+    counts = csr_matrix((np.array([2.0, 0.0, 3.0, 1.0]), np.array([4, 1, 4, 0]), np.array([0, 3, 4])), shape=(2, 6))
+    found = rows_of(counts, np.array([1, 0]))
+    assert_as_sorted(found, np.array([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 5, 0]], float))
+    assert found.values().tolist() == [1, 5]
+    assert counts.nnz == 4
+
+
 def test_stacked_counts_are_those_of_cat():
     """Parts lie one below the other, empty ones included."""
     parts = [rows_of(table(seed), np.arange(n), n_rows=n) for seed, n in ((1, 3), (2, 0), (3, 7))]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -91,6 +94,24 @@ def test_every_epoch_index_and_seed_has_patches_of_its_own(dataset: PatchDataset
     dataset.set_epoch(1)
     for other in (other_index, other_seed, dataset[0]):
         assert not torch.equal(first[Key.IMAGE], other[Key.IMAGE])
+
+
+def test_threads_that_ask_at_the_same_time_get_their_own_patches(dataset: PatchDataset):
+    """Patches of two epochs, drawn by four threads, are those drawn one by one; the dataset's epoch stays."""
+    asked = [(i, epoch) for epoch in (0, 3) for i in range(6)] * 2
+    expected = [dataset.patch(*which) for which in asked]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda which: dataset.patch(*which), asked))
+    assert all(same(*pair) for pair in zip(found, expected, strict=True))
+    assert dataset.epoch == 0
+    dataset.set_epoch(3)
+    assert same(dataset[1], dataset.patch(1, 3))
+
+
+def test_a_dataset_that_is_sent_to_another_process_draws_the_same(dataset: PatchDataset):
+    """Its lock stays behind."""
+    dataset.set_epoch(2)
+    assert same(pickle.loads(ForkingPickler.dumps(dataset))[4], dataset[4])
 
 
 def test_workers_change_nothing(dataset: PatchDataset):
