@@ -81,13 +81,13 @@ def calibrate_run(
     path.unlink(missing_ok=True)
     known = training_sections(run)
     if not isinstance(known, str):
-        n_spots = sum(len(rows) for _, rows in known)
+        n_spots = sum(len(rows) for _, blocks in known for rows in blocks)
         if n_spots < LEAST_SPOTS:
             known = f"the training withheld {n_spots} spots, and fewer than {LEAST_SPOTS} tell too little"
     if isinstance(known, str):
         tell(f"the intervals of counts stay as the model has them, without a check: {known}")
         return {}
-    withheld = [(section, rows) for section, rows in known if len(rows)]
+    withheld = [(section, np.sort(np.concatenate(blocks))) for section, blocks in known if blocks]
     laws: dict[Mode, list[WithheldLaw]] = {mode: [] for mode in MODES}
     with scratch_folder(path) as scratch:
         for (section, rows), told in zip(withheld, _parts(show, len(withheld)), strict=True):

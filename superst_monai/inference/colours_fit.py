@@ -75,8 +75,8 @@ def fit_colours(
         tell(f"expression is as the network reads it, without a regression on colours: {known}")
         return None
     spots = []
-    for section, rows in known:
-        spots.append(spot_readings(run, section, rows))
+    for section, blocks in known:
+        spots.append(spot_readings(run, section, blocks))
         if show is not None:
             show(len(spots) / (len(known) + 1), time.monotonic() - started)
     active = run.network.generative.active.cpu().numpy()
@@ -210,20 +210,22 @@ def composition_share_of(sections: Sequence[SpotReadings], scores: Sequence[Floa
         law = torch.from_numpy(part.log_rate).double().exp(), torch.from_numpy(part.logit).double()
         network, other, counts = part.shares()[rows], said[rows], rows_of(part.counts, rows).double()
         both = [torch.from_numpy((1 - q) * network + q * other).log_softmax(dim=1) for q in PARTS]
-        masses.append(torch.stack([_mass(part, law, counts, rows, shares) for shares in both], dim=1))
-    return part_of(torch.cat(masses).numpy())
+        mass = torch.stack([_mass(part, law, counts, rows, shares) for shares in both], dim=1).numpy()
+        block = part.block[rows]
+        masses.append(np.stack([mass[block == i].sum(axis=0) for i in np.unique(block)]) if len(rows) else mass)
+    return part_of(np.concatenate(masses))
 
 
 def part_of(mass: Floats) -> float:
-    """Part of a regression, on the grid PARTS: of the largest posterior given what each withheld spot says of it.
+    """Part of a regression, on the grid PARTS: of the largest posterior given what each withheld block says of it.
 
-    A spot says it with thousands of UMIs, but its neighbours would say otherwise: spots differ by far more than the law
-    of their counts, which is that of a model that fits none of them exactly. So the log likelihood is weighed by
-    h / J, its curvature at its maximum over the scatter of the spots' slopes there, 1 at most, which gives the maximum
-    the variance J / h^2 that it has over spots; where it does not bend down the law before, EQUAL, decides.
+    Spots say it with thousands of UMIs, but others would say otherwise: they differ by far more than the law of their
+    counts, which is that of a model that fits none of them exactly, and neighbours err alike. So the log likelihood is
+    weighed by h / J, its curvature at its maximum over the scatter of the blocks' slopes there, 1 at most, which gives
+    the maximum the variance J / h^2 that it has over blocks; where it does not bend down the law before, EQUAL, decides.
 
     Args:
-        mass: log likelihood of each spot under each part `(S, len(PARTS))` [nat].
+        mass: log likelihood of each block of spots under each part `(n, len(PARTS))` [nat].
 
     Source: the magnitude adjustment of a misspecified likelihood (Pauli, Racugno & Ventura, Bayesian composite marginal
         likelihoods, Statistica Sinica 21, 2011; White, Econometrica 50, 1982, doi:10.2307/1912526, for the variance).

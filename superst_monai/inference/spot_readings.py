@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class SpotReadings:
         area_um2: of each spot `(S,)`.
         size: said by the network, scaled activity of each spot `(S, K)`.
         features: of the colours round each spot `(S, F)`.
-        withheld: spots that the training did not see `(S,)` bool.
+        block: of neighbours that the training did not see, numbered from 0; -1 is a spot that it saw `(S,)` int64.
         log_rate: of the section's level, log r `(K, G)`.
         logit: of the section's level `(G,)`.
         sigma_um: standard deviation of the places in a spot, in x or y.
@@ -40,10 +41,15 @@ class SpotReadings:
     area_um2: Floats
     size: Floats
     features: Floats
-    withheld: NDArray[np.bool_]
+    block: NDArray[np.int64]
     log_rate: NDArray[np.float32]
     logit: NDArray[np.float32]
     sigma_um: float
+
+    @property
+    def withheld(self) -> NDArray[np.bool_]:
+        """Spots that the training did not see `(S,)`."""
+        return self.block >= 0
 
     @property
     def umis(self) -> Floats:
@@ -76,13 +82,13 @@ class SpotReadings:
         return np.asarray(np.log(size) - np.log(size.sum(axis=1, keepdims=True)))
 
 
-def spot_readings(run: Run, section: Section, withheld: NDArray[np.int64]) -> SpotReadings:
+def spot_readings(run: Run, section: Section, withheld: Sequence[NDArray[np.int64]]) -> SpotReadings:
     """What the network says of the spots of a training section, and the colours round them.
 
     Args:
         run: of `load_run`.
         section: with counts.
-        withheld: rows of the spots that the training did not see.
+        withheld: rows of the spots of each block that the training did not see.
     """
     canvas = canvas_of(section, run.mpp, find_tissue)
     log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
@@ -94,13 +100,16 @@ def spot_readings(run: Run, section: Section, withheld: NDArray[np.int64]) -> Sp
     n_px = np.bincount(pixels.spot.numpy() - 1, minlength=section.n_spots)
     seen = np.flatnonzero(n_px)
     size, features = np.split(sums.numpy()[seen], [pixels.scaled.shape[1]], axis=1)
+    block = np.full(section.n_spots, -1, np.int64)
+    for i, rows in enumerate(withheld):
+        block[rows] = i
     columns = section.genes.index.get_indexer(pd.Index(run.genes))
     return SpotReadings(
         counts=section.counts[seen][:, columns].tocsr(),
         area_um2=np.asarray(n_px[seen] * canvas.mpp**2, np.float64),
         size=size,
         features=features / n_px[seen, None],
-        withheld=np.isin(seen, withheld),
+        block=block[seen],
         log_rate=log_rate,
         logit=logit,
         sigma_um=float(section.spots["radius_um"].mean()) / 2,

@@ -15,8 +15,8 @@ from superst_monai.engines.holdout import withheld_spots
 from superst_monai.inference.run import Run
 
 
-def training_sections(run: Run) -> list[tuple[Section, NDArray[np.int64]]] | str:
-    """The sections of the training and the rows of the spots withheld of each; or why they are not known.
+def training_sections(run: Run) -> list[tuple[Section, list[NDArray[np.int64]]]] | str:
+    """The sections of the training and the rows of the blocks of spots withheld of each; or why they are not known.
 
     Raises:
         SuperstError: a section cannot be read.
@@ -32,8 +32,7 @@ def training_sections(run: Run) -> list[tuple[Section, NDArray[np.int64]]] | str
     sections = [read_section(entry["path"]) for entry in known]
     xy_um = [section.spots[["x_um", "y_um"]].to_numpy(np.float64) for section in sections]
     blocks = withheld_spots(xy_um, share, seed=int(run.record["seed"]))
-    rows = [np.sort(np.concatenate([np.zeros(0, np.int64), *found])) for found in blocks]
     before = [(entry["spots"], n) for entry, n in zip(known, run.record["held_out_spots"], strict=True)]
-    if before != [(section.n_spots, len(found)) for section, found in zip(sections, rows, strict=True)]:
+    if before != [(section.n_spots, sum(map(len, found))) for section, found in zip(sections, blocks, strict=True)]:
         return "the sections have other spots than in the training"
-    return list(zip(sections, rows, strict=True))
+    return list(zip(sections, blocks, strict=True))

@@ -54,9 +54,9 @@ def spots(seed: int, n: int = 400, *, level: float = 0.0, network_error: float =
     size = shares * (total / (shares @ umis))[:, None]
     counts = rng.poisson(rng.gamma(np.maximum(size @ np.exp(log_rate), 1e-9)) * np.exp(logit))
     said = size * np.exp(network_error * rng.normal(size=(n, 1)))
-    withheld = np.arange(n) % 5 == 0
+    block = np.where(np.arange(n) % 5 == 0, np.arange(n), -1)  # each withheld spot alone
     area = np.full(n, 100.0)
-    return SpotReadings(csr_matrix(counts.astype(np.int32)), area, said, features, withheld, log_rate, logit, 12.0)
+    return SpotReadings(csr_matrix(counts.astype(np.int32)), area, said, features, block, log_rate, logit, 12.0)
 
 
 def test_the_regressions_find_what_was_planted_whatever_the_level_of_a_section() -> None:
@@ -127,7 +127,7 @@ def test_the_part_in_composition_follows_who_is_right() -> None:
     assert composition_share_of([part], [truth + noise]) <= 0.1
     astray = replace(part, size=np.exp(truth + noise))
     assert composition_share_of([astray], [truth]) >= 0.9
-    nothing = replace(part, withheld=np.zeros(400, np.bool_))
+    nothing = replace(part, block=np.full(400, -1))
     assert composition_share_of([nothing], [truth]) == EQUAL
 
 
@@ -152,6 +152,20 @@ def test_a_part_is_no_surer_than_the_likelihood() -> None:
     assert part_of(agreed) == pytest.approx(expected, abs=0.0126)
     assert part_of(-agreed) == EQUAL
     assert part_of(quadratic(np.array([0.1]), 1e4)) == EQUAL
+
+
+def test_a_block_is_one_witness() -> None:
+    """Withheld spots told four times over, each four a block, say what they say alone; as blocks of their own, more."""
+    part, noise = spots(1), np.random.default_rng(0).normal(0, 1.0, (2, 400, K))
+    said, part = part.shares() + noise[0], replace(part, size=part.size * np.exp(0.7 * noise[1]))
+    rows = np.repeat(np.arange(400), np.where(part.withheld, 4, 1))
+    names = ("counts", "area_um2", "size", "features", "block")
+    told = replace(part, **{name: getattr(part, name)[rows] for name in names})
+    alone = composition_share_of([part], [said])
+    assert 0 < alone < EQUAL
+    assert composition_share_of([told], [said[rows]]) == alone
+    apart = np.where(told.withheld, np.arange(len(rows)), -1)
+    assert composition_share_of([replace(told, block=apart)], [said[rows]]) < alone
 
 
 def test_a_metagene_that_is_not_in_use_gets_nothing() -> None:
@@ -202,9 +216,10 @@ def test_what_is_written_is_read_back_and_the_same_each_time(trained: Path, sect
 def test_spots_are_read_as_they_lie(trained: Path, section: Section) -> None:
     """Sizes of the network, areas and colours of each spot; those of a doubled section are the same."""
     run = load_run(trained)
-    found = spot_readings(run, section, np.array([0, 4]))
+    found = spot_readings(run, section, [np.array([4]), np.array([0])])
     assert found.features.shape == (section.n_spots, N_FEATURES)
-    np.testing.assert_array_equal(np.flatnonzero(found.withheld), [0, 4])
+    np.testing.assert_array_equal(found.block[:6], [1, -1, -1, -1, 0, -1])
+    assert found.withheld.sum() == 2
     np.testing.assert_array_equal(found.counts.toarray(), section.counts.toarray())
     np.testing.assert_allclose(found.area_um2, np.pi * 16.0**2, rtol=0.1)
     np.testing.assert_allclose(np.exp(found.shares()).sum(1), 1, rtol=1e-9)
