@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from superst_monai.inference.tiles import draw_part, read_part, tissue_tiles
 from superst_monai.model.field import FieldGrid, field_divergence
 from superst_monai.model.likelihood import spot_log_prob, sum_over_spots
 from superst_monai.model.objective import FusionVAE
-from superst_monai.transforms.counts import rows_of
+from superst_monai.transforms.counts import rows_of, select_rows
 from superst_monai.transforms.labels import spot_labels
 from superst_monai.transforms.tissue import find_tissue
 
@@ -140,20 +140,17 @@ def fit_field(
     parameters = [mean, log_sd, log_precision, beta, gamma]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    n_spots = counts.shape[0]
-    used = np.arange(n_spots) if keep is None else np.flatnonzero(keep)
+    used = np.arange(counts.shape[0]) if keep is None else np.flatnonzero(keep)
     draw, n_seen = np.random.default_rng(seed), min(len(used), SPOTS_A_STEP)
-    seen, seen_counts = used, rows_of(counts, used)
+    seen = _seen(pixels, weights, counts, used)
     for step in range(steps):
         if n_seen < len(used):
-            seen = np.sort(draw.choice(used, n_seen, replace=False))
-            seen_counts = rows_of(counts, seen)
+            seen = _seen(pixels, weights, counts, np.sort(draw.choice(used, n_seen, replace=False)))
         field = mean + log_sd.exp() * torch.randn(shape)
-        at_pixels = torch.sparse.mm(weights, field.flatten(1).T)  # (P, K + 1)
-        scaled = modulate(pixels.scaled, at_pixels)
-        size = sum_over_spots(scaled, torch.ones(len(scaled), 1), pixels.spot, n_spots=n_spots)
+        scaled = modulate(seen.scaled, torch.sparse.mm(seen.weights, field.flatten(1).T))  # (P', K)
+        size = sum_over_spots(scaled, torch.ones(len(scaled), 1), seen.spot, n_spots=n_seen)
         rate = (log_rate[:, genes] + beta).exp()  # (K, G)
-        mass = spot_log_prob(seen_counts, size[torch.from_numpy(seen)], rate, logit[genes] + gamma)
+        mass = spot_log_prob(seen.counts, size, rate, logit[genes] + gamma)
         prior = (beta.square().sum() + gamma.square().sum()) / (2 * EFFECT_SD**2)
         loss = field_divergence(mean, log_sd, log_precision, grid) + prior - mass.sum() * (len(used) / n_seen)
         optimizer.zero_grad()
@@ -183,6 +180,24 @@ class SpotPixels:
     spot: Tensor
     x_um: NDArray[np.float64]
     y_um: NDArray[np.float64]
+
+
+class _Seen(NamedTuple):
+    """What one step of the fit looks at: the pixels of some spots `(P', ...)` and their counts `(n, G')`."""
+
+    scaled: Tensor
+    spot: Tensor
+    weights: Tensor
+    counts: Tensor
+
+
+def _seen(pixels: SpotPixels, weights: Tensor, counts: csr_matrix, rows: NDArray[np.int64]) -> _Seen:
+    """The pixels and counts of some spots, which become spots 1 to n; `weights` of the nodes at all pixels."""
+    number = torch.zeros(counts.shape[0] + 1, dtype=torch.int64)
+    number[torch.from_numpy(rows + 1)] = torch.arange(1, len(rows) + 1)
+    spot = number[pixels.spot]
+    kept = spot.nonzero().squeeze(1)
+    return _Seen(pixels.scaled[kept], spot[kept], select_rows(weights, kept), rows_of(counts, rows))
 
 
 def spot_pixels(
