@@ -21,7 +21,7 @@ def _positive(value: Any) -> bool:
 
 _SHARE: tuple[Callable[[Any], bool], str] = (lambda v: v == 0 or (_positive(v) and v < 1), "a share in [0, 1)")
 RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "n_metagenes": _whole(1),
+    "n_metagenes": (lambda v: v is None or _whole(1)[0](v), "a whole number >= 1"),
     "depth": _whole(1),
     "width": _whole(1),
     "batch_size": _whole(1),

@@ -20,6 +20,7 @@ from superst_monai.cli.app import app
 from superst_monai.data.platforms.st import read_st
 from superst_monai.data.section import join_section
 from superst_monai.engines.run_folder import bundle_folder
+from superst_monai.engines.training_data import METAGENES
 from superst_monai.experiments.demo import run_demo
 from superst_monai.experiments.misalignment import run_misalignment
 from superst_monai.experiments.occlusion import run_occlusion
@@ -137,11 +138,13 @@ def test_defaults_shown_are_those_of_the_function(command: str, function: Callab
 def test_defaults_shown_of_training_are_those_of_the_bundle() -> None:
     """What the help of `train` says is what the bundle's configuration holds; every option is a key of it."""
     config = yaml.safe_load((bundle_folder() / "configs" / "train.yaml").read_text())
-    keys = {"metagenes": "n_metagenes", "patch": "patch_px", "batch": "batch_size"}
+    keys = {"patch": "patch_px", "batch": "batch_size"}
     same = ("seed", "nproc", "learning_rate", "depth", "width", "val_share", "min_counts")
     keys |= {name: name for name in same}
     shown = shown_defaults("train")
     assert {name: shown[name] for name in keys} == {name: str(config[key]) for name, key in keys.items()}
+    assert config["n_metagenes"] is None  # by the spots
+    assert shown["metagenes"] == "{} to {}, by the spots".format(*METAGENES)
     assert {"exclude_genes", "epochs", "minutes", "mpp", "covariates", "seed", "resume"} <= set(config)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from superst_monai.engines import training_data
 from superst_monai.engines.genes import select_genes
 from superst_monai.engines.training_data import PATCHES_WITHOUT_BLOCKS, TrainingData, choose_mpp, section_levels
 from superst_monai.errors import ResolutionError, RunError
@@ -64,6 +65,15 @@ def test_the_resolution_makes_the_smallest_spot_a_few_pixels_wide(make_section):
     assert choose_mpp([make_section("A")], 3.0) == 20.0
     data = TrainingData([make_section("A")], spot_px=3.0, min_counts=1, patch_px=16)
     assert data.sections[0].image.shape == (48, 40, 3)
+
+
+def test_the_spots_of_all_sections_decide_how_many_metagenes_there_are(make_section, monkeypatch):
+    """One for so many spots, withheld or not, within a least and a most."""
+    sections = [make_section("A"), make_section("B")]
+    spots = sum(section.n_spots for section in sections)
+    for each, expected in ((spots / 2, 12), (spots / 17.4, 17), (spots / 17.6, 18), (spots / 50, 24)):
+        monkeypatch.setattr(training_data, "SPOTS_A_METAGENE", each)
+        assert TrainingData(sections, min_counts=1, patch_px=16).n_metagenes == expected
 
 
 def test_sections_coarser_than_asked_are_refused(make_section):
