@@ -27,7 +27,7 @@ def train(
         ),
     ] = None,
     seed: Seed = None,
-    metagenes: Annotated[int | None, typer.Option(help="Most metagenes.", show_default="12 to 24, by the spots")] = None,
+    metagenes: Annotated[int | None, typer.Option(help="Most metagenes.", show_default="12 to 24, by spots")] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch, pixels.", show_default="96")] = None,
     batch: Annotated[int | None, typer.Option(help="Patches of one step.", show_default="8")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="First step size of Adam.", show_default="0.003")] = None,

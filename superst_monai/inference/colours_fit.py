@@ -222,7 +222,7 @@ def part_of(mass: Floats) -> float:
     Spots say it with thousands of UMIs, but others would say otherwise: they differ by far more than the law of their
     counts, which is that of a model that fits none of them exactly, and neighbours err alike. So the log likelihood is
     weighed by h / J, its curvature at its maximum over the scatter of the blocks' slopes there, 1 at most, which gives
-    the maximum the variance J / h^2 that it has over blocks; where it does not bend down the law before, EQUAL, decides.
+    the maximum its variance J / h^2 over blocks; where it does not bend down the law before, EQUAL, decides.
 
     Args:
         mass: log likelihood of each block of spots under each part `(n, len(PARTS))` [nat].

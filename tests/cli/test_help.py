@@ -144,7 +144,7 @@ def test_defaults_shown_of_training_are_those_of_the_bundle() -> None:
     shown = shown_defaults("train")
     assert {name: shown[name] for name in keys} == {name: str(config[key]) for name, key in keys.items()}
     assert config["n_metagenes"] is None  # by the spots
-    assert shown["metagenes"] == "{} to {}, by the spots".format(*METAGENES)
+    assert shown["metagenes"] == "{} to {}, by spots".format(*METAGENES)
     assert {"exclude_genes", "epochs", "minutes", "mpp", "covariates", "seed", "resume"} <= set(config)
 
 
