@@ -35,7 +35,8 @@ PATCHES_WITHOUT_BLOCKS = 8
 SPOTS_A_METAGENE = 24
 METAGENES = (12, 24)
 """Least and most metagenes, if nothing else is asked for. On 567 spots of visium_brca fields of 24 tell withheld spots
-much better than those of 12, and as well as those of 36; on fewer than 200 they follow noise (docs/benchmarks.md)."""
+much better than those of 12, and as well as those of 36; on fewer than 200 they gain nothing, or follow noise
+(docs/benchmarks.md)."""
 
 
 class TrainingData:

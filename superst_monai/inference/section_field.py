@@ -142,10 +142,11 @@ def fit_field(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     used = np.arange(counts.shape[0]) if keep is None else np.flatnonzero(keep)
     draw, n_seen = np.random.default_rng(seed), min(len(used), SPOTS_A_STEP)
-    seen = _seen(pixels, weights, counts, used)
     for step in range(steps):
         if n_seen < len(used):
             seen = _seen(pixels, weights, counts, np.sort(draw.choice(used, n_seen, replace=False)))
+        elif step == 0:
+            seen = _seen(pixels, weights, counts, used)
         field = mean + log_sd.exp() * torch.randn(shape)
         scaled = modulate(seen.scaled, torch.sparse.mm(seen.weights, field.flatten(1).T))  # (P', K)
         size = sum_over_spots(scaled, torch.ones(len(scaled), 1), seen.spot, n_spots=n_seen)
