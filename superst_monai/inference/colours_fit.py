@@ -222,13 +222,16 @@ def part_of(mass: Floats) -> float:
     Spots say it with thousands of UMIs, but others would say otherwise: they differ by far more than the law of their
     counts, which is that of a model that fits none of them exactly, and neighbours err alike. So the log likelihood is
     weighed by h / J, its curvature at its maximum over the scatter of the blocks' slopes there, 1 at most, which gives
-    the maximum its variance J / h^2 over blocks; where it does not bend down the law before, EQUAL, decides.
+    the maximum its variance J / h^2 over blocks. J is itself known from n blocks alone, so the weighed log likelihood l
+    becomes Student's, -(n / 2) log(1 + 2 (max l - l) / (n - 1)), as for a mean whose variance is unknown: two blocks
+    that agree by chance do not outvote EQUAL. Where l does not bend down that decides.
 
     Args:
         mass: log likelihood of each block of spots under each part `(n, len(PARTS))` [nat].
 
     Source: the magnitude adjustment of a misspecified likelihood (Pauli, Racugno & Ventura, Bayesian composite marginal
-        likelihoods, Statistica Sinica 21, 2011; White, Econometrica 50, 1982, doi:10.2307/1912526, for the variance).
+        likelihoods, Statistica Sinica 21, 2011; White, Econometrica 50, 1982, doi:10.2307/1912526, for the variance;
+        Gelman et al., Bayesian Data Analysis, 2013, section 3.2, for Student's law).
     """
     before = -((PARTS - EQUAL) ** 2) / (2 * EQUAL_SD**2)
     if len(mass) < 2:
@@ -239,7 +242,8 @@ def part_of(mass: Floats) -> float:
     bend = -(whole[best + 1] - 2 * whole[best] + whole[best - 1]) / step**2
     scatter = len(mass) * slope.var(ddof=1)
     worth = float(np.clip(bend / max(scatter, 1e-12), 0.0, 1.0))
-    return float(PARTS[np.argmax(worth * whole + before)])
+    said = -len(mass) / 2 * np.log1p(2 * worth * (whole.max() - whole) / (len(mass) - 1))
+    return float(PARTS[np.argmax(said + before)])
 
 
 def _mass(

@@ -8,6 +8,7 @@ predicts as before, whatever fields a run has.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -41,8 +42,12 @@ EFFECT_SD = 0.5
 """Prior standard deviation of a gene's effects on a section, log rate and logit."""
 MOST = 3.0
 """Most that a field changes the log scale of a pixel."""
-SPOTS_A_STEP = 750
-"""Most spots whose counts one step of the fit looks at; of a larger section each step draws as many."""
+SPOTS_A_STEP = 500
+"""Most spots whose counts one step of the fit looks at; the spots of a larger section take turns, in random order."""
+ROUNDS = 30
+"""Times that each spot is looked at, at least."""
+MOST_A_TURN = 8.0
+"""Most that a turn moves a node [learning rates], see `fit_field`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +118,11 @@ def fit_field(
         section: with counts, at the run's resolution or finer.
         conditions: level of covariates, as in `predict`.
         keep: spots whose counts are used `(S,)`; None takes all.
-        steps: optimisation steps.
-        learning_rate: of Adam, falling to zero by a half cosine.
+        steps: optimisation steps, at least; more where the spots take turns and would have fewer than ROUNDS.
+        learning_rate: of Adam, falling to zero by a half cosine. Of n turns a node has its gradient in one, n-fold, and
+            Adam, which divides by the root of the mean square, moves it by sqrt(n) rates where n steps on all spots
+            would move it by n. So the rate is times sqrt(n), but a node that moved by n = MOST_A_TURN and farther at
+            once would overshoot: from there on it is times MOST_A_TURN / sqrt(n).
         seed: of the noise.
         show: called after each step with the share done and the seconds spent.
 
@@ -138,15 +146,18 @@ def fit_field(
     log_precision = torch.full((shape[0],), 1.0, requires_grad=True)
     beta, gamma = (torch.zeros(len(genes), requires_grad=True) for _ in range(2))
     parameters = [mean, log_sd, log_precision, beta, gamma]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     used = np.arange(counts.shape[0]) if keep is None else np.flatnonzero(keep)
-    draw, n_seen = np.random.default_rng(seed), min(len(used), SPOTS_A_STEP)
+    draw, n_turns = np.random.default_rng(seed), math.ceil(len(used) / SPOTS_A_STEP)
+    steps = max(steps, ROUNDS * n_turns) if n_turns > 1 else steps
+    pace = learning_rate * min(n_turns, MOST_A_TURN) / math.sqrt(n_turns)
+    optimizer = torch.optim.Adam(parameters, lr=pace, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    turns: list[NDArray[np.int64]] = []
     for step in range(steps):
-        if n_seen < len(used):
-            seen = _seen(pixels, weights, counts, np.sort(draw.choice(used, n_seen, replace=False)))
-        elif step == 0:
-            seen = _seen(pixels, weights, counts, used)
+        if step == 0 or n_turns > 1:
+            turns = turns or np.array_split(draw.permutation(used), n_turns)
+            seen = _seen(pixels, weights, counts, np.sort(turns.pop()))
+        n_seen = len(seen.counts)
         field = mean + log_sd.exp() * torch.randn(shape)
         scaled = modulate(seen.scaled, torch.sparse.mm(seen.weights, field.flatten(1).T))  # (P', K)
         size = sum_over_spots(scaled, torch.ones(len(scaled), 1), seen.spot, n_spots=n_seen)
@@ -206,7 +217,7 @@ def spot_pixels(
     section: Section,
     canvas: Canvas,
     *,
-    tile_px: int = 256,
+    tile_px: int = 1024,
     seed: int = 0,
     colours: ColourPlane | None = None,
 ) -> SpotPixels:

@@ -31,10 +31,10 @@ def rows_of(counts: csr_matrix, rows: NDArray[np.int64], *, n_rows: int | None =
     chosen = counts[rows]
     chosen.sum_duplicates()  # which sorts the columns too
     chosen.eliminate_zeros()
-    table = chosen.tocoo()
-    places = torch.from_numpy(np.stack([table.row, table.col]).astype(np.int64))
-    values = torch.from_numpy(table.data.astype(np.float32))
-    return _in_order(places, values, len(rows) if n_rows is None else n_rows, table.shape[1])
+    places = np.empty((2, chosen.nnz), np.int64)
+    places[0], places[1] = np.repeat(np.arange(len(rows)), np.diff(chosen.indptr)), chosen.indices
+    values = torch.from_numpy(chosen.data.astype(np.float32))
+    return _in_order(torch.from_numpy(places), values, len(rows) if n_rows is None else n_rows, chosen.shape[1])
 
 
 def stack_counts(parts: Sequence[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 from scipy.sparse import csr_matrix
 
 from superst_monai.data.section import Section
@@ -136,22 +137,33 @@ def quadratic(best: np.ndarray, curvature: float) -> np.ndarray:
     return -curvature / 2 * (PARTS - best[:, None]) ** 2
 
 
+def most_likely(best: float, sd: float, n: int) -> float:
+    """Part of the largest posterior, for Student's law of n - 1 degrees of freedom and the normal law before."""
+    part = np.linspace(0, 1, 10_001)
+    return float(part[np.argmax(stats.t.logpdf((part - best) / sd, n - 1) + stats.norm.logpdf(part, EQUAL, EQUAL_SD))])
+
+
 def test_a_part_is_as_sure_as_the_spots_agree() -> None:
-    """Spots whose best parts scatter weigh as that many draws, however sharp each is (against the conjugate normal)."""
+    """Spots whose best parts scatter weigh as that many draws, however sharp each is."""
     best = np.random.default_rng(0).normal(0.2, 0.4, 40)
-    variance = best.var(ddof=1) / len(best)  # of their mean, which is the maximum of the sum
-    expected = (best.mean() / variance + EQUAL / EQUAL_SD**2) / (1 / variance + 1 / EQUAL_SD**2)
+    sd = best.std(ddof=1) / len(best) ** 0.5  # of their mean, which is the maximum of the sum
     for curvature in (50.0, 5000.0):
-        assert part_of(quadratic(best, curvature)) == pytest.approx(expected, abs=0.0126)
+        found = part_of(quadratic(best, curvature))
+        assert found == pytest.approx(most_likely(best.mean(), sd, len(best)), abs=0.0126)
 
 
 def test_a_part_is_no_surer_than_the_likelihood() -> None:
     """Spots that agree weigh as their curvature; a likelihood that does not bend down says nothing."""
     agreed = quadratic(np.full(4, 0.1), 5.0)
-    expected = (0.1 * 20.0 + EQUAL / EQUAL_SD**2) / (20.0 + 1 / EQUAL_SD**2)
-    assert part_of(agreed) == pytest.approx(expected, abs=0.0126)
+    assert part_of(agreed) == pytest.approx(most_likely(0.1, 20.0**-0.5, 4), abs=0.0126)
     assert part_of(-agreed) == EQUAL
     assert part_of(quadratic(np.array([0.1]), 1e4)) == EQUAL
+
+
+def test_two_blocks_that_agree_by_chance_decide_little() -> None:
+    """However sharply both say so: their scatter is one number; thirty do decide."""
+    assert part_of(quadratic(np.array([0.10, 0.12]), 1e4)) == pytest.approx(EQUAL, abs=0.06)
+    assert part_of(quadratic(np.linspace(0.0, 0.22, 30), 1e4)) == pytest.approx(0.11, abs=0.03)
 
 
 def test_a_block_is_one_witness() -> None:
