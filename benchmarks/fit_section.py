@@ -3,11 +3,11 @@
     python benchmarks/super_resolution.py brca --data DATA --out OUT --steps 500 --folds 5
     THP_MEM_ALLOC_ENABLE=1 python benchmarks/fit_section.py OUT/brca_fold0/run OUT/brca.zarr --turns 1 2 7 10 17
 
-The section, of which the run saw a part, is laid out as a full capture area of 6.5 mm: its image repeated, 78 x 64 spots
-100 um apart, each with the counts of the spot that lies there. Printed are the seconds of `superst fit-section` on it, of
-which for reading the image, and the peak memory. Then the field is fitted to the spots that the run saw, once for each
-number of turns that they take, and the others are predicted: median correlation of the log-normalised 100 highest genes
-that the run knows, and log likelihood of their counts as in super_resolution.py, dispersions fitted to these spots.
+The section, of which the run saw a part, is laid out as a full capture area of 6.5 mm: its image repeated, 78 x 64
+spots 100 um apart, each with the counts of the spot that lies there. Printed are the seconds of the fit, of which for
+reading the image, and the peak memory. Then the field is fitted to the spots that the run saw, once for each number of
+turns that they take, and the others are predicted: median correlation of the log-normalised 100 highest genes that the
+run knows, and log likelihood of their counts as in super_resolution.py, dispersions fitted to these spots.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def time_large(run: Run, section: Section) -> None:
         seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(
-        f"{area.n_spots} spots, {len(run.genes)} genes, {run.network.arch.n_metagenes} metagenes, {area.image.shape[0]} x "
-        f"{area.image.shape[1]} px: {seconds:.1f} s, of which {reading:.1f} s for reading; peak {peak} MiB",
+        f"{area.n_spots} spots, {len(run.genes)} genes, {run.network.arch.n_metagenes} metagenes, "
+        f"{' x '.join(map(str, area.tissue.shape))} px: {seconds:.1f} s, of which {reading:.1f} s for reading; "
+        f"peak {peak} MiB",
         flush=True,
     )
 

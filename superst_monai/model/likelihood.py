@@ -96,9 +96,9 @@ _BLOCK = 1_000_000  # elements of a matrix that the C library keeps for the next
 class _ProductAt(torch.autograd.Function):
     """Elements `(n,)` of size @ rate at some places, row by row.
 
-    Product and gradients are dense, some rows at a time: products of sparse matrices are slower at a tenth of the places
-    and half as fast at 0.4 of them, and a large matrix that is allocated anew in each step costs more than what is
-    computed with it.
+    Product and gradients are dense, some rows at a time: products of sparse matrices are slower at a tenth of the
+    places and half as fast at 0.4 of them, and a large matrix that is allocated anew in each step costs more than what
+    is computed with it.
     """
 
     @staticmethod
