@@ -162,7 +162,7 @@ def together(stores: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("together")
     script = out / "script.py"
     script.write_text(SCRIPT.format(file=__file__))
-    subprocess.run([sys.executable, script, out, *stores], check=True, timeout=120)
+    subprocess.run([sys.executable, script, out, *stores], check=True, timeout=600)
     return out
 
 
@@ -379,7 +379,7 @@ def test_a_killed_process_ends_all_and_the_run_resumes(together: Path, stores: l
         seats = seats_of(training.pid)
         assert len(seats) == 2
         os.kill(seats[1], signal.SIGKILL)
-        _, said = training.communicate(timeout=60)
+        _, said = training.communicate(timeout=300)
     assert training.returncode == 2
     assert "all 2 processes must live until the training ends, but killed were process 1 by SIGKILL" in said
     assert "Traceback" not in said
