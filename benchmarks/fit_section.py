@@ -24,19 +24,14 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.spatial import cKDTree
-from super_resolution import TOP, fit_dispersion, log_likelihood, places
+from super_resolution import FIELD, TOP, Given, fit_dispersion, log_likelihood, model_means, places
 
 from superst_monai.analysis.evaluation import gene_correlations, lognorm
 from superst_monai.data.section import Section
 from superst_monai.data.store import read_section
 from superst_monai.inference import section_field
-from superst_monai.inference.canvas import canvas_of
-from superst_monai.inference.colours import colours_over
-from superst_monai.inference.rates import choose_conditions, mean_rates
 from superst_monai.inference.run import Run, load_run
-from superst_monai.inference.section_field import SpotPixels, fit_field, modulate, spot_pixels
-from superst_monai.model.likelihood import sum_over_spots
-from superst_monai.transforms.tissue import find_tissue
+from superst_monai.inference.section_field import SpotPixels, fit_field, spot_pixels
 
 ROWS, COLUMNS, PITCH_UM, SIDE_UM = 78, 64, 100.0, 6700.0
 
@@ -85,31 +80,19 @@ def judge_turns(run: Run, section: Section, turns: list[int]) -> None:
     """Print what withheld spots say of fields that were fitted in some numbers of turns."""
     seen = read_section(run.record["sections"][0]["path"])
     rows = np.flatnonzero(~section.spots.index.isin(seen.spots.index))
-    canvas, canvas_seen = (canvas_of(part, run.mpp, find_tissue) for part in (section, seen))
-    pixels = spot_pixels(run.network, section, canvas, colours=colours_over(run, canvas))
-    of_seen = spot_pixels(run.network, seen, canvas_seen, seed=0, colours=colours_over(run, canvas_seen))
-    log_rate, logit = mean_rates(run.network, choose_conditions(run, section, None))
     observed = np.asarray(section.counts.todense(), dtype=np.float64)
     top = np.argsort(-observed.sum(0), kind="stable")[:TOP]
     columns = pd.Index(run.genes).get_indexer(section.genes.index[top])
     top, columns = top[columns >= 0], columns[columns >= 0]
-    truth = lognorm(observed)[rows][:, top]
+    truth, measured = lognorm(observed)[rows][:, top], observed[rows][:, top]
+    given = Given(run.path.parent, steps=0, folds=1, seed=0)  # the run is there: nothing is trained
     for n in turns:
-        with (
-            patch.object(section_field, "spot_pixels", lambda *_, **__: of_seen),
-            patch.object(section_field, "SPOTS_A_STEP", -(-seen.n_spots // n)),
-        ):
-            started = time.monotonic()
-            field = fit_field(run, seen)
-        seconds = time.monotonic() - started
-        nodes = torch.from_numpy(field.mean).flatten(1).T
-        moved = modulate(pixels.scaled, field.grid.weights(pixels.x_um, pixels.y_um) @ nodes)
-        size = sum_over_spots(moved, torch.ones(len(moved), 1), pixels.spot, n_spots=section.n_spots).numpy()[rows]
-        mean = (size @ np.exp(log_rate + field.rate_effect)) * np.exp(logit + field.logit_effect)
-        counts, measured = mean[:, columns], observed[rows][:, top]
+        with patch.object(section_field, "SPOTS_A_STEP", -(-seen.n_spots // n)):
+            mean = model_means(section, seen, run.path.parent, given)[FIELD][0][rows]
+        counts = mean[:, columns]
         r = np.nanmedian(gene_correlations(lognorm(counts, mean.sum(1)), truth))
         mass = log_likelihood(measured, counts, fit_dispersion(measured, counts)).mean()
-        print(f"{n} turns: r log-norm. {r:.4f}, log likelihood {mass:.2f}, {seconds:.0f} s", flush=True)
+        print(f"{n} turns: r log-norm. {r:.4f}, log likelihood {mass:.2f}", flush=True)
 
 
 def main() -> None:
