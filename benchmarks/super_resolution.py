@@ -16,10 +16,11 @@ With `-merged` pairs of neighbouring spots are measured as one and each of them 
 third of whose genes also follow a smooth pattern that it does not show; square bins of 1, 1/2, 1/4 of a spot's width.
 
 Scores of each fold, over those of the 100 highest genes that the model knows: the median correlation of log-normalised
-values, and the log-likelihood of the counts under a negative binomial with the method's mean and one dispersion a gene.
-That is fitted, for each method alike, to the withheld spots of the other folds. Methods for log-normalised values get a
-depth by the same method. OUT/NAME.csv holds the figures, OUT/NAME_foldK/residuals.json how the counts that the field
-was fitted to lie about the model's law; a fold that is there is not computed again.
+values, with what a method expects of them and, of the model, with its log-normalised expectation too (`r_share`, free
+of depth; see docs/formats.md), and the log-likelihood of the counts under a negative binomial with the method's mean
+and one dispersion a gene. That is fitted, for each method alike, to the withheld spots of the other folds. Methods for
+log-normalised values get a depth by the same method. OUT/NAME.csv holds the figures, OUT/NAME_foldK/residuals.json how
+the counts that the field was fitted to lie about the model's law; a fold that is there is not computed again.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from superst_monai.inference.run import Run, load_run
 from superst_monai.inference.section_field import fit_field, modulate, spot_pixels
 from superst_monai.inference.slide_map import predict
 from superst_monai.model.likelihood import sum_over_spots
+from superst_monai.model.predictive import expected_lognorm
 from superst_monai.transforms.labels import spot_labels
 from superst_monai.transforms.tissue import find_tissue
 
@@ -215,9 +217,10 @@ def merged(section: Section, pairs: NDArray[np.int64]) -> Measured:
 def predict_spots(
     section: Section, rows: NDArray[np.intp], known: Measured, top: NDArray[np.intp], folder: Path, given: Given
 ) -> Predicted:
-    """What each method says of some spots: log-normalised values and expected counts, each `(2, S', TOP)`.
+    """What each method says of some spots `(3, S', TOP)`: log-normalised values, counts, log-normalised counts.
 
-    The run of the model stays in `folder`, beside the residuals of the spots that its field was fitted to.
+    The first are what is expected of log-normalised counts, the second expected counts, the third log-normalised
+    expected counts, which are the first for methods that are fitted to log-normalised counts. The run of the model stays in `folder`, beside the residuals of the spots that its field was fitted to.
     """
     xy, counts_of_top = places(section)[rows], known.counts[:, top]
     target, depth = lognorm(known.counts)[:, top], known.counts.sum(1)
@@ -246,8 +249,10 @@ def predict_spots(
             write_json(folder / "residuals.json", residuals(counts, mean[measured], logit))
         columns = pd.Index(genes).get_indexer(section.genes.index[top])
         counts = np.where(columns >= 0, mean[rows][:, columns], np.nan)  # a gene left out of training has no figure
-        found[method] = np.stack([lognorm(counts, mean[rows].sum(1)), counts])
-    return found
+        whole = mean[rows].sum(1)
+        expected = expected_lognorm(counts, np.exp(logit)[columns], whole)
+        found[method] = np.stack([expected, counts, lognorm(counts, whole)])
+    return {name: said if len(said) == 3 else np.concatenate([said, said[:1]]) for name, said in found.items()}
 
 
 def judge_pairs(name: str, section: Section, given: Given) -> pd.DataFrame:
@@ -277,10 +282,14 @@ def judge_pairs(name: str, section: Section, given: Given) -> pd.DataFrame:
                 np.concatenate([part[method][1][:, known] for _, part in others]),
             )
             seen, truth = observed[at][:, top[known]], lognorm(observed)[at][:, top[known]]
-            log, counts = said[method][:, :, known]
+            log, counts, normalised = said[method][:, :, known]
             found = {"section": name, "method": method, "fold": k}
             found["loglik"] = float(log_likelihood(seen, counts, width).mean())
-            for words, predicted, measured in (("right_counts", counts, seen), ("right_lognorm", log, truth)):
+            for words, predicted, measured in (
+                ("right_counts", counts, seen),
+                ("right_lognorm", log, truth),
+                ("right_share", normalised, truth),
+            ):
                 ahead = [np.sign(np.subtract(*np.split(part, 2))) for part in (predicted, measured)]
                 found[words] = float((ahead[0] == ahead[1])[ahead[1] != 0].mean())
             rows.append(found)
@@ -313,11 +322,11 @@ def judge(name: str, section: Section, given: Given) -> pd.DataFrame:
             width = fit_dispersion(
                 np.concatenate([seen[i] for i in others]), np.concatenate([counts[i] for i in others])
             )
-            r = gene_correlations(parts[k][method][0][:, known], target[fold == k][:, known])
-            mass = float(log_likelihood(seen[k], counts[k], width).mean())
-            rows.append(
-                {"section": name, "method": method, "fold": k, "r_lognorm": float(np.nanmedian(r)), "loglik": mass}
-            )
+            found = {"section": name, "method": method, "fold": k}
+            for words, layer in (("r_lognorm", 0), ("r_share", 2)):
+                r = gene_correlations(parts[k][method][layer][:, known], target[fold == k][:, known])
+                found[words] = float(np.nanmedian(r))
+            rows.append(found | {"loglik": float(log_likelihood(seen[k], counts[k], width).mean())})
     return pd.DataFrame(rows)
 
 

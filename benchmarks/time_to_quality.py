@@ -90,6 +90,7 @@ def judge(case: str, stores: list[Path], truth: Section, folder: Path, given: di
         "steps": int(run.record["steps"]),
         "raw": found["raw"]["top100"]["median"],
         "lognorm": found["lognorm"]["top100"]["median"],
+        "lognorm_expected": found["lognorm_expected"]["top100"]["median"],
         "depth": found["depth"],
         "totals": float(mean.sum() / both.observed.sum()),
         "coverage90_top100": found["coverage_top100"]["90"],
@@ -151,7 +152,8 @@ def main() -> None:
     table = pd.DataFrame([json.loads(file.read_text()) for file in sorted(out.glob("*_seed*.json"))])
     table.to_csv(out / "runs.csv", index=False)
     draw(table, words.case).savefig(out / "time_to_quality.png")
-    print(table.groupby(["schedule", "minutes"])[["steps", "raw", "lognorm", "totals"]].agg(["mean", "std"]).round(3))
+    scores = ["steps", "raw", "lognorm", "lognorm_expected", "totals"]
+    print(table.groupby(["schedule", "minutes"])[scores].agg(["mean", "std"]).round(3))
 
 
 if __name__ == "__main__":

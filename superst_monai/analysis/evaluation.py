@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from superst_monai.analysis.law_scores import Counts, Floats, GeneChunk, dense, law_blocks
 from superst_monai.errors import ShapeError
+from superst_monai.model.predictive import expected_lognorm
 
 TOP = 100  # genes in the blocks called top100: those with most UMIs observed
 _CHUNK = 512  # genes scored at once
@@ -128,7 +129,8 @@ def evaluate(
         baselines: predictions `(S, G)` or `(G,)` by name, judged by the same scores.
 
     Returns:
-        `n_spots`, `n_genes`, the blocks of `summarise`, `sd_ratio` (root mean squared error over root mean variance,
+        `n_spots`, `n_genes`, the blocks of `summarise`, `lognorm_expected` (as `lognorm`, but of what the law expects of
+        log-normalised counts, see `expected_lognorm`, instead of log-normalised expected counts), `sd_ratio` (root mean squared error over root mean variance,
         median over genes; 1 is honest), those of `law_scores.law_blocks`, the same of the law before recalibration in
         `uncalibrated`, and `baselines`. None: not given or not defined.
 
@@ -141,12 +143,15 @@ def evaluate(
     scores = score_genes(mean, observed)
     top = _top(scores["total"].to_numpy())
     others = {name: np.broadcast_to(said, mean.shape) for name, said in (baselines or {}).items()}
+    expected = np.full(observed.shape[1], np.nan)
+    law = law_blocks(_correlated(samples, observed, _row_sums(mean), expected), observed, top)
     return {
         "n_spots": int(observed.shape[0]),
         "n_genes": int(observed.shape[1]),
         **_blocks(mean, observed, scores),
+        "lognorm_expected": {"top100": _quartiles(expected[top]), "all": _quartiles(expected)},
         "sd_ratio": _sd_ratio(mean, observed, sd, top),
-        **law_blocks(samples, observed, top),
+        **law,
         "uncalibrated": None if uncalibrated is None else law_blocks(uncalibrated, observed, top),
         "baselines": {name: _blocks(said, observed, score_genes(said, observed)) for name, said in others.items()},
     }
@@ -156,6 +161,19 @@ def _blocks(predicted: NDArray[Any], observed: Counts, scores: pd.DataFrame) -> 
     """The blocks that model and baselines share."""
     totals = _row_sums(predicted)[:, None], _row_sums(observed)[:, None]
     return summarise(scores, float(gene_correlations(*totals)[0]))
+
+
+def _correlated(
+    samples: Iterable[GeneChunk], observed: Counts, whole: Floats, found: NDArray[np.float64]
+) -> Iterator[GeneChunk]:
+    """Hand the chunks on, and write the correlation of expected and observed log-normalised counts into `found`."""
+    total = _row_sums(observed)
+    for chunk in samples:
+        odds = np.exp(chunk.logits)
+        mean, spread = (chunk.total_count * odds).mean(axis=0), odds.mean(axis=0)
+        said = expected_lognorm(mean, spread, whole)
+        found[chunk.genes] = gene_correlations(said, lognorm(dense(observed, chunk.genes), total))
+        yield chunk
 
 
 def _sd_ratio(

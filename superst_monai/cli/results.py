@@ -128,6 +128,7 @@ def evaluate(
         "r raw, all",
         "r log-norm., top 100",
         "r log-norm., all",
+        "r expected log-norm., top 100",
         "depth r",
         "R2, top 100",
     )
@@ -144,7 +145,9 @@ def evaluate(
 def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     """Scores of the model or of a baseline."""
     medians = [found[kind][part]["median"] for kind in ("raw", "lognorm") for part in ("top100", "all")]
-    return (name, *map(_number, [*medians, found["depth"], found["r2"]["top100"]]))
+    law = found.get("lognorm_expected")  # baselines have no law
+    expected = None if law is None else law["top100"]["median"]
+    return (name, *map(_number, [*medians, expected, found["depth"], found["r2"]["top100"]]))
 
 
 def _covered(name: str, law: dict[str, Any]) -> tuple[str, ...]:

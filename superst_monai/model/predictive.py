@@ -9,6 +9,7 @@ a few genes at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from scipy.special import betainc, expit, gammaln, log_expit
 from superst_monai.errors import RunError, ShapeError
 
 Floats = NDArray[np.float64]
+_STEP = 0.75  # of the trapezoid rule of `expected_lognorm`, in log t
 _WALK = 32  # counts up to which a quantile is looked for by adding up probabilities; larger ones are bisected
 
 
@@ -75,6 +77,33 @@ def randomised_pit(
     """
     scores = score_counts(observed, total_count, logits)
     return scores.lower + rng.random(scores.lower.shape) * (scores.upper - scores.lower)
+
+
+def expected_lognorm(mean: NDArray[Any], odds: NDArray[Any], whole: NDArray[Any]) -> Floats:
+    """Expectation of log(1 + 1e4 X / whole) of negative binomial counts X: what log-normalised counts will be.
+
+    It lies below the log-normalised expectation, the more so the fewer the counts, so that counts of one composition
+    are log-normalised to higher values in deep spots than in shallow ones. A trapezoid rule, with an error below 1e-5
+    for means up to `whole`, of Frullani's integral log(1 + c x) = int_0^inf (1 - exp(-c x t)) exp(-t) / t dt, with
+    E exp(-s X) = (1 + odds (1 - exp(-s)))^(-mean / odds).
+
+    Args:
+        mean: of the counts `(S, G)`.
+        odds: variance over mean less 1, positive; broadcasts to `(S, G)`.
+        whole: UMIs of each spot `(S,)`; where they are 0 so is the expectation.
+
+    Source: Frullani's integral as in Gradshteyn & Ryzhik, Table of Integrals, 3.434.2; the Laplace transform of a gamma
+        mixture of Poisson laws.
+    """
+    mean = np.asarray(mean, dtype=np.float64)
+    spread = np.broadcast_to(np.asarray(odds, dtype=np.float64), mean.shape)
+    whole = np.asarray(whole, dtype=np.float64)[:, None]
+    factor = np.divide(1e4, whole, out=np.zeros_like(whole), where=whole > 0)
+    size, found = mean / spread, np.zeros(mean.shape)
+    for log_t in np.arange(-24.0, 4.0, _STEP):
+        t = math.exp(log_t)
+        found -= math.exp(-t) * np.expm1(-size * np.log1p(-spread * np.expm1(-factor * t)))
+    return _STEP * found
 
 
 def coverage(lower: Floats, upper: Floats, levels: Sequence[float]) -> Floats:

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
+from scipy.stats import nbinom
 
 from superst_monai.analysis.evaluation import evaluate, gene_correlations, lognorm, score_genes, summarise
 from superst_monai.analysis.law_scores import LEVELS, PIT_BINS, GeneChunk
 from superst_monai.errors import RunError, ShapeError
-from superst_monai.model.predictive import coverage, nb_log_likelihood, score_counts
+from superst_monai.model.predictive import coverage, expected_lognorm, nb_log_likelihood, score_counts
 
 
 class Truth:
@@ -53,6 +54,21 @@ def test_a_constant_column_has_no_correlation():
     predicted = np.stack([varying, constant, varying, tiny, varying], axis=1)
     observed = np.stack([varying, varying, constant, varying, -varying], axis=1)
     np.testing.assert_allclose(gene_correlations(predicted, observed), [1.0, np.nan, np.nan, np.nan, -1.0])
+
+
+def test_what_log_normalised_counts_will_be_is_the_sum_over_their_law():
+    """The expectation of log-normalised counts is that of the sum over all counts, and below that of the mean."""
+    rng = np.random.default_rng(0)
+    whole = np.array([20.0, 1e3, 1e4, 3e5, 0.0])
+    mean = np.minimum(np.exp(rng.uniform(-8, 8, (5, 40))), np.maximum(whole, 1.0)[:, None])
+    odds = np.exp(rng.uniform(-4, 3, 40))
+    got = expected_lognorm(mean, odds, whole)
+    x = np.arange(60_000)[:, None]
+    for row, total in enumerate(whole[:-1]):
+        mass = nbinom.pmf(x, mean[row] / odds, 1 / (1 + odds))
+        np.testing.assert_allclose(got[row], (mass * np.log1p(1e4 * x / total)).sum(0), atol=1e-5)
+    assert not got[-1].any()
+    assert (got[:-1] < lognorm(mean, whole)[:-1]).all()
 
 
 def test_lognorm_scales_each_spot_to_ten_thousand():
@@ -136,6 +152,21 @@ def test_likelihood_is_summed_over_genes_and_does_not_depend_on_chunks(truth):
     assert cut["nb_loglik_per_spot"] == pytest.approx(whole)
     assert once["nb_loglik_per_spot"] == pytest.approx(whole)
     np.testing.assert_allclose(cut["coverage_curve"]["top100"], once["coverage_curve"]["top100"])
+    for part in ("top100", "all"):
+        assert cut["lognorm_expected"][part]["median"] == pytest.approx(once["lognorm_expected"][part]["median"])
+
+
+def test_depth_in_log_normalised_counts_is_expected():
+    """Spots of one composition that differ in depth alone: composition tells nothing, the law tells the noise's bias."""
+    rng = np.random.default_rng(3)
+    mean = rng.gamma(1.0, 1.0, (400, 1)) * np.tile(np.geomspace(0.5, 20.0, 60), (400, 1))
+    counts, logits = rng.poisson(rng.standard_gamma(mean / 0.3) * 0.3), np.full((1, 1, 60), np.log(0.3))
+    result = evaluate(mean, counts, samples=[GeneChunk(slice(0, 60), mean[None] / 0.3, logits)])
+    said = expected_lognorm(mean, np.array(0.3), mean.sum(1))
+    plain = np.median(gene_correlations(said, lognorm(counts)))
+    assert result["lognorm_expected"]["all"]["median"] == pytest.approx(plain)
+    assert plain > 0.3
+    assert abs(result["lognorm"]["all"]["median"] or 0.0) < 0.1
 
 
 def test_the_law_before_recalibration_is_scored_beside(truth):
@@ -174,6 +205,7 @@ def test_the_result_is_json_without_nan():
     assert result["nb_loglik_per_spot"] is None
     assert result["depth"] is None
     assert result["sd_ratio"] == {"top100": None, "all": None}
+    assert result["lognorm_expected"]["all"]["median"] is None
     assert result["coverage"] == {"50": pytest.approx(0.25), "90": pytest.approx(0.45)}  # [0, 1] half in, 1 outside
 
 
@@ -185,6 +217,7 @@ def test_what_is_not_given_is_none(truth):
     assert result["coverage_curve"] == {"nominal": list(LEVELS)}
     assert result["pit"] == {}
     assert result["sd_ratio"] == {"top100": None, "all": None}
+    assert result["lognorm_expected"]["all"]["median"] is None
     assert result["baselines"] == {}
 
 

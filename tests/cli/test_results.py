@@ -132,6 +132,7 @@ def test_evaluate_shows_scores_and_says_notes(run: Runner, stand_in: StandIn, tm
 
     result = {
         **block(0.512345),
+        "lognorm_expected": {"top100": {"median": 0.61728}},
         "n_spots": 6,
         "n_genes": 3,
         **law(0.512, None),
@@ -145,6 +146,7 @@ def test_evaluate_shows_scores_and_says_notes(run: Runner, stand_in: StandIn, tm
     assert done.exit_code == 0, done.output
     assert "note: section S was in the training set" in done.stderr
     assert "0.5123" in done.stdout
+    assert "0.6173" in done.stdout
     assert "gene mean" in done.stdout
     assert "image intensity" not in done.stdout
     table = [line.split() for line in done.stdout.replace("│", " ").splitlines()]
