@@ -220,7 +220,8 @@ def predict_spots(
     """What each method says of some spots `(3, S', TOP)`: log-normalised values, counts, log-normalised counts.
 
     The first are what is expected of log-normalised counts, the second expected counts, the third log-normalised
-    expected counts, which are the first for methods that are fitted to log-normalised counts. The run of the model stays in `folder`, beside the residuals of the spots that its field was fitted to.
+    expected counts, which are the first for methods that are fitted to log-normalised counts. The run of the model
+    stays in `folder`, beside the residuals of the spots that its field was fitted to.
     """
     xy, counts_of_top = places(section)[rows], known.counts[:, top]
     target, depth = lognorm(known.counts)[:, top], known.counts.sum(1)

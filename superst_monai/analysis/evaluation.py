@@ -129,10 +129,10 @@ def evaluate(
         baselines: predictions `(S, G)` or `(G,)` by name, judged by the same scores.
 
     Returns:
-        `n_spots`, `n_genes`, the blocks of `summarise`, `lognorm_expected` (as `lognorm`, but of what the law expects of
-        log-normalised counts, see `expected_lognorm`, instead of log-normalised expected counts), `sd_ratio` (root mean squared error over root mean variance,
-        median over genes; 1 is honest), those of `law_scores.law_blocks`, the same of the law before recalibration in
-        `uncalibrated`, and `baselines`. None: not given or not defined.
+        `n_spots`, `n_genes`, the blocks of `summarise`, `lognorm_expected` (as `lognorm`, but of what the law expects
+        of log-normalised counts, see `expected_lognorm`, instead of log-normalised expected counts), `sd_ratio` (root
+        mean squared error over root mean variance, median over genes; 1 is honest), those of `law_scores.law_blocks`,
+        the same of the law before recalibration in `uncalibrated`, and `baselines`. None: not given or not defined.
 
     Raises:
         ShapeError: arrays differ in shape, or the samples do not hold each gene once.

@@ -157,7 +157,7 @@ def test_likelihood_is_summed_over_genes_and_does_not_depend_on_chunks(truth):
 
 
 def test_depth_in_log_normalised_counts_is_expected():
-    """Spots of one composition that differ in depth alone: composition tells nothing, the law tells the noise's bias."""
+    """Spots of one composition that differ in depth alone: composition tells nothing, the law does."""
     rng = np.random.default_rng(3)
     mean = rng.gamma(1.0, 1.0, (400, 1)) * np.tile(np.geomspace(0.5, 20.0, 60), (400, 1))
     counts, logits = rng.poisson(rng.standard_gamma(mean / 0.3) * 0.3), np.full((1, 1, 60), np.log(0.3))
