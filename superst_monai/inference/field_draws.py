@@ -52,7 +52,7 @@ class FieldDraws:
         grid: of the nodes.
         nodes: the samples, each `(K + 1, height, width)`.
         mpp: um per pixel of the map.
-        rate_effect: of each gene on the log rate `(G,)`.
+        rate_effect: of each metagene and gene on the log rate `(K, G)`.
         logit_effect: of each gene on the logit `(G,)`.
     """
 
@@ -120,7 +120,7 @@ class FieldDraws:
         return tilted.movedim(-1, 0).numpy()
 
     def effects(self, rates: RateSamples) -> RateSamples:
-        """Rates with the gene effects of the section."""
+        """Rates with the effects of the section."""
         log_rate, logit = rates.log_rate + self.rate_effect, rates.logit + self.logit_effect
         return replace(rates, log_rate=log_rate, logit=logit)
 

@@ -1,9 +1,10 @@
 """Fit the field of a measured section under a trained run: network and metagenes stay, the counts round a pixel speak.
 
 The run says what the image explains; the field u of `model/field.py` is what is left over. Pixel p of the section gets
-the activity softmax_k(log a_kp + u_kp) and the scale s_p exp(u_{K+1,p}), with a and s those of the network, and the
-gene effects beta and gamma of the section are fitted with it. Network and metagenes are frozen, so histology alone
-predicts as before, whatever fields a run has.
+the activity softmax_k(log a_kp + u_kp) and the scale s_p exp(u_{K+1,p}), with a and s those of the network. Effects of
+the section are fitted with it: beta_g and gamma_g on log rate and logit of a gene, and beta_kg on its log rate in each
+metagene, for the field moves metagenes where the image does not, and what varies so may be other genes. The network is
+frozen, and so are the metagenes of other slides: histology alone predicts as before, whatever fields a run has.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from superst_monai.transforms.tissue import find_tissue
 Floats = NDArray[np.float32]
 Show = Callable[[float, float], None]
 EFFECT_SD = 0.5
-"""Prior standard deviation of a gene's effects on a section, log rate and logit."""
+"""Prior standard deviation of a gene's effects on a section: log rate, log rate in one metagene, and logit."""
 MOST = 3.0
 """Most that a field changes the log scale of a pixel."""
 SPOTS_A_STEP = 500
@@ -52,14 +53,14 @@ MOST_A_TURN = 8.0
 
 @dataclass(frozen=True, eq=False)
 class SectionField:
-    """Posterior of the field and the gene effects of one section.
+    """Posterior of the field of one section, and its effects on genes.
 
     Attributes:
         grid: of the nodes.
         mean: `(K + 1, height, width)`.
         sd: the same shape.
         log_precision: log tau of each channel `(K + 1,)`.
-        rate_effect: beta_g `(G,)`, added to the log rates that the run has under the section's conditions.
+        rate_effect: beta_g + beta_kg `(K, G)`, added to the log rates that the run has under the section's conditions.
         logit_effect: gamma_g `(G,)`.
     """
 
@@ -111,7 +112,7 @@ def fit_field(
     seed: int = 0,
     show: Show | None = None,
 ) -> SectionField:
-    """Fit field and gene effects of a measured section, by stochastic variational inference on its spots.
+    """Fit field and effects of a measured section, by stochastic variational inference on its spots.
 
     Args:
         run: of `load_run`.
@@ -145,7 +146,8 @@ def fit_field(
     log_sd = torch.full(shape, -1.5, requires_grad=True)
     log_precision = torch.full((shape[0],), 1.0, requires_grad=True)
     beta, gamma = (torch.zeros(len(genes), requires_grad=True) for _ in range(2))
-    parameters = [mean, log_sd, log_precision, beta, gamma]
+    beta_k = torch.zeros(run.network.arch.n_metagenes, len(genes), requires_grad=True)
+    parameters = [mean, log_sd, log_precision, beta, beta_k, gamma]
     used = np.arange(counts.shape[0]) if keep is None else np.flatnonzero(keep)
     draw, n_turns = np.random.default_rng(seed), math.ceil(len(used) / SPOTS_A_STEP)
     steps = max(steps, ROUNDS * n_turns) if n_turns > 1 else steps
@@ -161,9 +163,9 @@ def fit_field(
         field = mean + log_sd.exp() * torch.randn(shape)
         scaled = modulate(seen.scaled, torch.sparse.mm(seen.weights, field.flatten(1).T))  # (P', K)
         size = sum_over_spots(scaled, torch.ones(len(scaled), 1), seen.spot, n_spots=n_seen)
-        rate = (log_rate[:, genes] + beta).exp()  # (K, G)
+        rate = (log_rate[:, genes] + beta + beta_k).exp()  # (K, G)
         mass = spot_log_prob(seen.counts, size, rate, logit[genes] + gamma)
-        prior = (beta.square().sum() + gamma.square().sum()) / (2 * EFFECT_SD**2)
+        prior = sum(effect.square().sum() for effect in (beta, beta_k, gamma)) / (2 * EFFECT_SD**2)
         loss = field_divergence(mean, log_sd, log_precision, grid) + prior - mass.sum() * (len(used) / n_seen)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -171,10 +173,10 @@ def fit_field(
         schedule.step()
         if show is not None:
             show((step + 1) / steps, time.monotonic() - started)
-    effects = np.zeros((2, run.network.arch.n_genes), np.float32)
-    effects[:, genes.numpy()] = np.stack([beta.detach().numpy(), gamma.detach().numpy()])
+    effects = np.zeros((len(beta_k) + 1, run.network.arch.n_genes), np.float32)
+    effects[:, genes.numpy()] = torch.cat([beta + beta_k, gamma[None]]).detach().numpy()
     found = (mean.detach().numpy(), log_sd.detach().exp().numpy(), log_precision.detach().numpy())
-    return SectionField(grid, *found, *effects)
+    return SectionField(grid, *found, effects[:-1], effects[-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,7 +64,8 @@ def test_draws_of_a_section_have_the_moments_of_its_posterior():
     """Mean and deviation at the nodes; pairs mirror each other about the mean; sample n is the same whatever N."""
     rng, grid = np.random.default_rng(0), FieldGrid(1.0, 1.0, 20.0, 3, 4)
     mean, sd = rng.standard_normal((3, 3, 4)).astype(np.float32), np.full((3, 3, 4), 0.2, np.float32)
-    field = SectionField(grid, mean, sd, np.zeros(3, np.float32), np.zeros(5, np.float32), np.ones(5, np.float32))
+    effects = np.zeros((2, 5), np.float32), np.ones(5, np.float32)
+    field = SectionField(grid, mean, sd, np.zeros(3, np.float32), *effects)
     draws = FieldDraws.of_section(field, samples=800, seed=3, mpp=MPP)
     logs = np.array([np.log(draws.over(n, flat(), row=0, col=0).sum(0)[::10, ::10][:3, :4]) for n in range(800)])
     np.testing.assert_allclose((logs[::2] + logs[1::2]) / 2, np.broadcast_to(mean[-1], (400, 3, 4)), atol=1e-4)
@@ -94,7 +95,7 @@ def test_histology_alone_is_told_with_the_variance_of_the_prior(run, section, tm
     grid = FieldGrid.over_spots(*(section.spots[c].to_numpy(float) for c in ("x_um", "y_um")))
     zeros = np.zeros((k + 1, grid.height, grid.width), np.float32)
     effects = np.zeros(n_genes, np.float32)
-    field = SectionField(grid, zeros, zeros + 0.1, np.full(k + 1, 1.0, np.float32), effects, effects)
+    field = SectionField(grid, zeros, zeros + 0.1, np.full(k + 1, 1.0, np.float32), np.tile(effects, (k, 1)), effects)
     own = replace(run, path=tmp_path / "run", record={"sections": [{"name": section.name}]})
     own.path.mkdir()
     save_field(own, section, field)

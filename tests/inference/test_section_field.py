@@ -133,6 +133,31 @@ def test_a_known_field_is_recovered_also_where_spots_were_withheld(even, pixels,
     assert np.corrcoef(np.log(totals), np.log(truth[~keep].sum(1)))[0, 1] > 0.8
 
 
+def test_a_gene_that_one_metagene_has_more_of_here_is_found(even, pixels, known) -> None:
+    """A gene whose rate differs in one metagene of this section alone is told right, in spots withheld too."""
+    section, _ = known
+    keep = np.arange(section.n_spots) % 4 > 0
+    field = fit_field(even, section, keep=keep)
+    nodes = torch.from_numpy(field.mean).flatten(1).T
+    scaled = modulate(pixels.scaled, field.grid.weights(pixels.x_um, pixels.y_um) @ nodes)
+    size = torch.zeros(section.n_spots + 1, scaled.shape[1]).index_add(0, pixels.spot, scaled)[1:].numpy()
+    log_rate, logit = mean_rates(even.network, {"section": "C2"})
+    gene, metagene = 3, int((size.std(0) / size.mean(0) * (size.mean(0) > 0.1 * size.mean())).argmax())
+    changed = np.zeros_like(log_rate)
+    changed[metagene, gene] = 1.5
+    truth = (size @ np.exp(log_rate + changed)) * np.exp(logit)
+    rng = np.random.default_rng(1)
+    counts = section.counts.toarray()
+    counts[:, gene] = rng.poisson(rng.gamma(truth[:, gene] / np.exp(logit[gene]), np.exp(logit[gene])))
+    found = fit_field(even, replace(section, counts=csr_matrix(counts)), keep=keep)
+    own = found.rate_effect[:, gene] - found.rate_effect[:, gene].mean()
+    assert own.argmax() == metagene
+    said = expected_counts(even, pixels, section.n_spots, found)[~keep, gene]
+    shared = replace(found, rate_effect=np.broadcast_to(found.rate_effect.mean(0), found.rate_effect.shape))
+    plain = expected_counts(even, pixels, section.n_spots, shared)[~keep, gene]
+    assert np.abs(said - truth[~keep, gene]).mean() < 0.7 * np.abs(plain - truth[~keep, gene]).mean()
+
+
 @pytest.mark.parametrize("turns", [2, 14])
 def test_spots_that_take_turns_find_the_same_field(even, pixels, known, monkeypatch, turns) -> None:
     """With a part of the spots a step the fit finds what it finds with all of them, in as many rounds as that takes."""
@@ -183,7 +208,9 @@ def test_a_field_comes_back_from_its_file_and_is_known_by_counts_and_weights(run
     field = SectionField(
         FieldGrid(1.5, 2.5, 40.0, 3, 4),
         *(np.random.default_rng(i).random((5, 3, 4), np.float32) for i in range(2)),
-        *(np.arange(n, dtype=np.float32) for n in (5, 7, 7)),
+        np.arange(5, dtype=np.float32),
+        np.arange(28, dtype=np.float32).reshape(4, 7),
+        np.arange(7, dtype=np.float32),
     )
     path = save_field(run, section, field)
     assert path == field_path(run, section)

@@ -263,7 +263,10 @@ def _fields(run: Run) -> Finding:
         except RunError as exc:
             faults.append(str(exc))
             continue
-        sizes = (len(found.mean), len(found.rate_effect), belongs.numel())
-        if sizes != (arch.n_metagenes + 1, arch.n_genes, 32):
-            faults.append(f"{file.name} is of a network with {sizes[0] - 1} metagenes and {sizes[1]} genes")
+        effects, k = tuple(found.rate_effect.shape), arch.n_metagenes
+        if (len(found.mean), effects, belongs.numel()) != (k + 1, (k, arch.n_genes), 32):
+            faults.append(
+                f"{file.name} must be of {k} metagenes and {arch.n_genes} genes, got a field of {len(found.mean) - 1} "
+                f"metagenes with effects {effects}; fit it again with superst fit-section"
+            )
     return Finding("fields", str(len(files)), faults)

@@ -58,7 +58,7 @@ def sound(tmp_path: Path, make_run: Callable[..., Path], section: Section) -> Pa
     (path / "domain.json").write_text(law.to_json(run.weights_sha256))
     grid, zeros = FieldGrid(0.0, 0.0, 50.0, 2, 3), np.zeros((5, 2, 3), np.float32)
     genes = np.zeros(7, np.float32)
-    save_field(run, section, SectionField(grid, zeros, zeros + 1, zeros[:, 0, 0], genes, genes))
+    save_field(run, section, SectionField(grid, zeros, zeros + 1, zeros[:, 0, 0], np.tile(genes, (4, 1)), genes))
     return path
 
 
@@ -224,7 +224,8 @@ def test_fields_and_domain_of_other_networks_are_found(sound: Path) -> None:
     findings = {finding.check: finding for finding in check_run(sound)}
     damaged, sizes = findings["fields"].faults
     assert damaged.startswith(f"{sound}/fields/B.pt must hold the field of a section, but cannot be read")
-    assert sizes == "C.pt is of a network with 4 metagenes and 3 genes"
+    wanted = "C.pt must be of 4 metagenes and 7 genes, got a field of 4 metagenes with effects (3,); fit it again"
+    assert sizes == f"{wanted} with superst fit-section"
     assert findings["domain"].faults[0].startswith("domain.json is damaged")
     (sound / "domain.json").write_text(Domain([0.0] * 4, np.eye(4).tolist(), 1.0, 99).to_json("0" * 64))
     findings = {finding.check: finding for finding in check_run(sound)}
