@@ -117,12 +117,14 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
         np.stack([y - n, y - ridge.predict(scaler(part.features)), part.weight])[:, part.withheld]
         for y, n, part in zip(observed, said, sections, strict=True)
     ]
+    first = np.cumsum([0, *(int(part.block.max()) + 1 for part in sections)])  # block of each section
+    block = np.concatenate([part.block[part.withheld] + i for part, i in zip(sections, first, strict=False)])
     level = np.average(
         np.concatenate([part.network[rows] for part, rows in zip(sections, kept, strict=True)]), weights=weight
     )
     intercept, weights = fit_composition(sections, scaler, active, seed=seed)
     return ColourReading(
-        depth_share=depth_share_of(*np.concatenate(errors, axis=1)),
+        depth_share=depth_share_of(*np.concatenate(errors, axis=1), block),
         composition_share=composition_share_of(sections, [intercept + scaler(p.features) @ weights for p in sections]),
         sigma_um=float(np.mean([part.sigma_um for part in sections])),
         intercept=float(ridge.intercept_ + level),
@@ -137,22 +139,22 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
     )
 
 
-def depth_share_of(network: Floats, regression: Floats, weight: Floats) -> float:
-    """Part q of a regression of depths, from the errors of both readings on withheld spots.
+def depth_share_of(network: Floats, regression: Floats, weight: Floats, block: NDArray[np.int64]) -> float:
+    """Part q of a regression of depths, see `part_of`, from the errors of both readings on withheld spots.
 
-    It minimises sum w ((1 - q) r_n + q r_t)^2 / s2 + (q - EQUAL)^2 / EQUAL_SD^2, with r_n and r_t the errors of network
-    and regression, w the weights and s2 the mean square error at q = EQUAL.
+    Their log likelihood is that of normal errors (1 - q) r_n + q r_t, with the mean square error at q = EQUAL for
+    variance and as many times as a spot weighs.
 
     Args:
-        network: its errors `(S,)`.
-        regression: its errors `(S,)`.
+        network: its errors r_n `(S,)`.
+        regression: its errors r_t `(S,)`.
         weight: of the spots `(S,)`.
+        block: of the spots `(S,)`.
     """
-    apart = network - regression
-    noise = float((weight * ((1 - EQUAL) * network + EQUAL * regression) ** 2).sum() / max(weight.sum(), 1e-9))
-    belief = max(noise, 1e-9) / EQUAL_SD**2
-    best = ((weight * network * apart).sum() + belief * EQUAL) / ((weight * apart**2).sum() + belief)
-    return float(np.clip(best, 0.0, 1.0))
+    errors = network[:, None] + PARTS * (regression - network)[:, None]  # (S, len(PARTS))
+    square = weight[:, None] * errors**2
+    noise = float(square[:, PARTS == EQUAL].sum() / max(weight.sum(), 1e-9))
+    return part_of(_of_blocks(-square / (2 * max(noise, 1e-9)), block))
 
 
 def fit_composition(
@@ -211,9 +213,16 @@ def composition_share_of(sections: Sequence[SpotReadings], scores: Sequence[Floa
         network, other, counts = part.shares()[rows], said[rows], rows_of(part.counts, rows).double()
         both = [torch.from_numpy((1 - q) * network + q * other).log_softmax(dim=1) for q in PARTS]
         mass = torch.stack([_mass(part, law, counts, rows, shares) for shares in both], dim=1).numpy()
-        block = part.block[rows]
-        masses.append(np.stack([mass[block == i].sum(axis=0) for i in np.unique(block)]) if len(rows) else mass)
+        masses.append(_of_blocks(mass, part.block[rows]))
     return part_of(np.concatenate(masses))
+
+
+def _of_blocks(mass: Floats, block: NDArray[np.int64]) -> Floats:
+    """Sum the log likelihoods of spots `(S, J)` over each of n blocks `(n, J)`."""
+    number = np.unique(block, return_inverse=True)[1]
+    found = np.zeros((int(number.max(initial=-1)) + 1, mass.shape[1]))
+    np.add.at(found, number, mass)
+    return found
 
 
 def part_of(mass: Floats) -> float:

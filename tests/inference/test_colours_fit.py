@@ -100,24 +100,30 @@ def test_withheld_spots_are_not_fitted_to() -> None:
     assert one.depth_share != two.depth_share
 
 
-def test_the_part_in_depth_is_the_minimum_of_its_objective() -> None:
-    """Against a fine grid."""
+def test_the_part_in_depth_is_that_of_its_posterior() -> None:
+    """Against a fine grid: squared errors of blocks that agree, and Student's law of their slopes where they do not."""
     rng = np.random.default_rng(0)
-    for scale in (0.2, 1.0, 3.0):
+    for scale, block in ((0.2, np.arange(30)), (1.0, np.arange(30) // 3), (3.0, np.arange(30) // 3)):
         network, other, weight = rng.normal(0, scale, 30), rng.normal(0, 1, 30), rng.uniform(0.5, 2, 30)
-        grid = np.linspace(0, 1, 100_001)
-        at = (weight[:, None] * (np.outer(network, 1 - grid) + np.outer(other, grid)) ** 2).sum(0)
         noise = (weight * ((1 - EQUAL) * network + EQUAL * other) ** 2).sum() / weight.sum()
-        best = grid[np.argmin(at / noise + ((grid - EQUAL) / EQUAL_SD) ** 2)]
-        assert depth_share_of(network, other, weight) == pytest.approx(best, abs=2e-5)
+        apart = (network - other) * (weight / noise) ** 0.5
+        bend, slope = np.zeros(block[-1] + 1), np.zeros(block[-1] + 1)
+        np.add.at(bend, block, apart**2)
+        np.add.at(slope, block, apart * network * (weight / noise) ** 0.5)
+        best = slope.sum() / bend.sum()
+        scatter = len(bend) * (slope - bend * np.clip(round(best / 0.025) * 0.025, 0.025, 0.975)).var(ddof=1)
+        sd = (max(scatter, bend.sum()) / bend.sum() ** 2) ** 0.5
+        found = depth_share_of(network, other, weight, block)
+        assert found == pytest.approx(most_likely(best, sd, len(bend)), abs=0.0126)
 
 
 def test_the_part_in_depth_follows_who_is_right() -> None:
-    """Many spots leave no doubt, none leave it at a half."""
+    """Many spots leave no doubt, none leave it at a half; in two blocks they are two witnesses."""
     wrong, right, weight = np.random.default_rng(0).normal(size=5000), np.zeros(5000), np.ones(5000)
-    assert depth_share_of(right, wrong, weight) < 0.01
-    assert depth_share_of(wrong, right, weight) > 0.99
-    assert depth_share_of(np.zeros(0), np.zeros(0), np.zeros(0)) == EQUAL
+    assert depth_share_of(right, wrong, weight, np.arange(5000)) < 0.03
+    assert depth_share_of(wrong, right, weight, np.arange(5000)) > 0.97
+    assert 0.35 < depth_share_of(right, wrong, weight, np.arange(5000) % 2) < EQUAL
+    assert depth_share_of(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, np.int64)) == EQUAL
 
 
 def test_the_part_in_composition_follows_who_is_right() -> None:
