@@ -117,6 +117,7 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
         np.stack([y - n, y - ridge.predict(scaler(part.features)), part.weight])[:, part.withheld]
         for y, n, part in zip(observed, said, sections, strict=True)
     ]
+    by_network, by_regression, counted = np.concatenate(errors, axis=1)
     first = np.cumsum([0, *(int(part.block.max()) + 1 for part in sections)])  # block of each section
     block = np.concatenate([part.block[part.withheld] + i for part, i in zip(sections, first, strict=False)])
     level = np.average(
@@ -124,7 +125,7 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
     )
     intercept, weights = fit_composition(sections, scaler, active, seed=seed)
     return ColourReading(
-        depth_share=depth_share_of(*np.concatenate(errors, axis=1), block),
+        depth_share=depth_share_of(by_network, by_regression, counted, block),
         composition_share=composition_share_of(sections, [intercept + scaler(p.features) @ weights for p in sections]),
         sigma_um=float(np.mean([part.sigma_um for part in sections])),
         intercept=float(ridge.intercept_ + level),
