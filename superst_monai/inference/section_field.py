@@ -1,4 +1,4 @@
-"""Fit the field of a measured section under a trained run: network and metagenes stay, the counts round a pixel speak.
+"""Fit the field of a measured section under a trained run: the network stays, the counts round a pixel speak.
 
 The run says what the image explains; the field u of `model/field.py` is what is left over. Pixel p of the section gets
 the activity softmax_k(log a_kp + u_kp) and the scale s_p exp(u_{K+1,p}), with a and s those of the network. Effects of
