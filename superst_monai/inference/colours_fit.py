@@ -229,8 +229,8 @@ def _of_blocks(mass: Floats, block: NDArray[np.int64]) -> Floats:
 def part_of(mass: Floats) -> float:
     """Part of a regression, on the grid PARTS: of the largest posterior given what each withheld block says of it.
 
-    Spots say it with thousands of UMIs, but others would say otherwise: they differ by far more than the law of their
-    counts, which is that of a model that fits none of them exactly, and neighbours err alike. So the log likelihood is
+    Spots say it surely, compositions with thousands of UMIs, but others would say otherwise: they differ by far more
+    than a law that fits none of them exactly, and neighbours err alike, in depths too. So the log likelihood is
     weighed by h / J, its curvature at its maximum over the scatter of the blocks' slopes there, 1 at most, which gives
     the maximum its variance J / h^2 over blocks. J is itself known from n blocks alone, so the weighed log likelihood l
     becomes Student's, -(n / 2) log(1 + 2 (max l - l) / (n - 1)), as for a mean whose variance is unknown: two blocks
