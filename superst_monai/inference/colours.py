@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
+from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,7 +38,9 @@ MOST = 2.0
 """Most that the second reading changes a log size."""
 FARTHEST = 4.0
 """Standard deviations of the training spots beyond which a feature counts as that far and no farther."""
+_CELLS_AT_ONCE = 16_384  # whose likeness to all landmarks is in memory
 _TRUNCATE = 3.0  # standard deviations after which the Gaussian ends
+_TABLES = ("composition_weights", "landmarks", "composition_kernel")
 _LISTS = ("weights", "mean", "sd", "composition_intercept", "umis")
 
 
@@ -53,6 +56,8 @@ class ColourReading:
         weights: of the standardised features `(F,)`.
         composition_intercept: logits of the metagenes at mean features `(K,)`.
         composition_weights: of the standardised features on these `(K, F)`.
+        landmarks: standardised features of J of the spots that it was fitted to `(J, F)`.
+        composition_kernel: weights of the `likeness` to these on the logits of the metagenes `(K, J)`.
         mean: of the features over the training spots `(F,)`.
         sd: the same `(F,)`.
         umis: UMIs of one unit of each metagene's scaled activity, in an average training section `(K,)`.
@@ -67,6 +72,8 @@ class ColourReading:
     weights: tuple[float, ...]
     composition_intercept: tuple[float, ...]
     composition_weights: tuple[tuple[float, ...], ...]
+    landmarks: tuple[tuple[float, ...], ...]
+    composition_kernel: tuple[tuple[float, ...], ...]
     mean: tuple[float, ...]
     sd: tuple[float, ...]
     umis: tuple[float, ...]
@@ -80,22 +87,39 @@ class ColourReading:
 
     def to_json(self, weights_sha256: str) -> str:
         """Write it down, with the hash of the weights that it belongs to."""
-        return json.dumps({"weights_sha256": weights_sha256, **asdict(self)}, indent=2) + "\n"
+        return json.dumps({"weights_sha256": weights_sha256, **asdict(self)}) + "\n"
 
     def said(self, stains: StainMoments) -> Floats:
         """The regression over a slide: log UMIs per um^2, then the log shares of the metagenes `(1 + K, h, w)`."""
         weights = np.asarray([self.weights, *self.composition_weights], np.float32)  # (1 + K, F)
         start = np.asarray([self.intercept, *self.composition_intercept], np.float32)
-        found = np.tile(start[:, None, None], (1, *stains.planes.shape[1:]))
-        for feature, weight, mean, sd in zip(stains.features(), weights.T, self.mean, self.sd, strict=True):
-            far = np.clip((feature - np.float32(mean)) / np.float32(sd), -FARTHEST, FARTHEST)
-            found += weight[:, None, None] * far
-        found[1:] = log_softmax(found[1:], axis=0)
-        return found
+        landmarks, kernel = (np.asarray(part, np.float32) for part in (self.landmarks, self.composition_kernel))
+        features = np.stack([plane.ravel() for plane in stains.features()], axis=1)  # (h w, F)
+        found = np.empty((len(features), len(start)), np.float32)
+        for first in range(0, len(features), _CELLS_AT_ONCE):
+            rows = slice(first, first + _CELLS_AT_ONCE)
+            far = standardised(features[rows], np.asarray(self.mean, np.float32), np.asarray(self.sd, np.float32))
+            found[rows] = start + far @ weights.T
+            found[rows, 1:] += likeness(far, landmarks) @ kernel.T
+        found[:, 1:] = log_softmax(found[:, 1:], axis=1)
+        return found.T.reshape(-1, *stains.planes.shape[1:])
 
     def over(self, stains: StainMoments, mpp: float) -> ColourPlane:
         """The reading of one slide, for a map of `mpp` um per pixel."""
         return ColourPlane(self, stains, mpp)
+
+
+def standardised(features: NDArray[Any], mean: NDArray[Any], sd: NDArray[Any]) -> NDArray[Any]:
+    """Features `(S, F)` in standard deviations from their mean, FARTHEST at most."""
+    return np.asarray(np.clip((features - mean) / sd, -FARTHEST, FARTHEST))
+
+
+def likeness(features: NDArray[Any], landmarks: NDArray[Any]) -> NDArray[Any]:
+    """How like places are to others, from the standardised features of both: exp(-d^2 / (2 F)) `(S, J)`.
+
+    d is the distance of their F features; two spots at random are sqrt(2 F) apart, and exp(-1) alike.
+    """
+    return np.asarray(rbf_kernel(features, landmarks, gamma=0.5 / features.shape[1]))
 
 
 def cell_grid(stains: StainMoments) -> FieldGrid:
@@ -194,16 +218,17 @@ def read_colours(run: Run) -> ColourReading | None:
         if found.pop("weights_sha256") != run.weights_sha256:
             return None
         found |= {name: tuple(map(float, found[name])) for name in _LISTS}
-        found["composition_weights"] = tuple(tuple(map(float, line)) for line in found["composition_weights"])
+        found |= {name: tuple(tuple(map(float, line)) for line in found[name]) for name in _TABLES}
         reading = ColourReading(**found)
-        tables = [np.asarray(getattr(reading, name)) for name in (*_LISTS, "composition_weights")]
+        tables = [np.asarray(getattr(reading, name)) for name in (*_LISTS, *_TABLES)]
         numbers = [reading.depth_share, reading.composition_share, reading.sigma_um, reading.intercept]
         sound = all(np.isfinite(table).all() for table in [*tables, np.asarray(numbers)]) and reading.sigma_um > 0
         sound = sound and all(0 <= part <= 1 for part in numbers[:2]) and min(*reading.sd, *reading.umis) > 0
     except (ValueError, TypeError, KeyError) as exc:
         raise RunError(f"{file} is damaged ({exc}); restore it from a copy of the run, or delete it.") from exc
     k, shapes = run.network.arch.n_metagenes, [table.shape for table in tables]
-    needed = [(N_FEATURES,)] * 3 + [(k,)] * 2 + [(k, N_FEATURES)]
+    n = len(reading.landmarks)
+    needed = [(N_FEATURES,)] * 3 + [(k,)] * 2 + [(k, N_FEATURES), (n, N_FEATURES), (k, n)]
     if not sound or shapes != needed:
         raise RunError(
             f"{file} must hold finite numbers, parts in [0, 1], positive deviations and UMIs, and lists of the sizes "

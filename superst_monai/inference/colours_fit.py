@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.cluster import kmeans_plusplus
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from superst_monai.data.atomic import scratch_folder
-from superst_monai.inference.colours import FARTHEST, FILE, ColourReading
+from superst_monai.inference.colours import FILE, ColourReading, likeness, standardised
 from superst_monai.inference.run import load_run
 from superst_monai.inference.section_field import SPOTS_A_STEP
 from superst_monai.inference.slide_map import Show
@@ -35,20 +36,58 @@ PENALTIES = tuple(np.logspace(1.5, 4, 11))
 """Penalties of the regression of depths that its leave-one-out error chooses from."""
 WEIGHT_SD = 0.05
 """Prior standard deviation of a standardised feature's weight on a metagene's logit."""
-STEPS = 250
+KERNEL_SD = 0.5
+"""Prior standard deviation of what is not linear in a metagene's logit."""
+LANDMARKS = 400
+"""Spots at most to which others are likened."""
+STEPS, RATE = 250, 0.1
 """Of the optimisation of these weights."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scaler:
-    """Standardises features: `mean` and `sd` `(F,)` over the spots that are fitted to."""
+class Basis:
+    """Functions of the colours round a spot, whose weights on a metagene's logit are Normal(0, 1) before the counts.
+
+    With such weights their sum is a Gaussian process over standardised features z, of covariance
+    WEIGHT_SD^2 z z' + KERNEL_SD^2 likeness(z, z'): linear, and what is not. It is exact at the landmarks, and all spots
+    are landmarks unless they are many; then it is Nystroem's approximation (Williams & Seeger, NIPS 2000).
+
+    Attributes:
+        mean: of the features over the spots that are fitted to `(F,)`.
+        sd: the same `(F,)`.
+        landmarks: standardised features of LANDMARKS of these spots at most `(J, F)`.
+        root: of the inverse of the covariance between landmarks `(J, R)`, without directions that they hardly have.
+    """
 
     mean: Floats
     sd: Floats
+    landmarks: Floats
+    root: Floats
+
+    @classmethod
+    def of(cls, features: Floats, *, seed: int) -> Basis:
+        """Of the spots that are fitted to `(S, F)`; the seed draws the landmarks, spread out, from more spots."""
+        mean, sd = features.mean(axis=0), features.std(axis=0) + 1e-6
+        landmarks = standardised(features, mean, sd)
+        if len(landmarks) > LANDMARKS:
+            landmarks = kmeans_plusplus(landmarks, LANDMARKS, random_state=seed)[0]
+        values, vectors = np.linalg.eigh(likeness(landmarks, landmarks))
+        whole = values > 1e-4 * values.max()
+        return cls(mean, sd, landmarks, vectors[:, whole] / np.sqrt(values[whole]))
+
+    def scaled(self, features: Floats) -> Floats:
+        """Standardised features of places `(S, F)`."""
+        return standardised(features, self.mean, self.sd)
 
     def __call__(self, features: Floats) -> Floats:
-        """In standard deviations, FARTHEST at most `(S, F)`."""
-        return np.asarray(np.clip((features - self.mean) / self.sd, -FARTHEST, FARTHEST))
+        """The functions at places of given features `(S, F + R)`."""
+        z = self.scaled(features)
+        return np.hstack([WEIGHT_SD * z, KERNEL_SD * likeness(z, self.landmarks) @ self.root])
+
+    def unfolded(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Weights of the functions `(F + R, K)` as those of the features `(F, K)` and of the likeness `(J, K)`."""
+        n = len(self.mean)
+        return WEIGHT_SD * weights[:n], KERNEL_SD * self.root @ weights[n:]
 
 
 def fit_colours(
@@ -102,7 +141,7 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
     """
     kept = [~part.withheld for part in sections]
     features = np.concatenate([part.features[rows] for part, rows in zip(sections, kept, strict=True)])
-    scaler = Scaler(features.mean(axis=0), features.std(axis=0) + 1e-6)
+    basis = Basis.of(features, seed=seed)
     weight = np.concatenate([part.weight[rows] for part, rows in zip(sections, kept, strict=True)])
     observed, said = (
         [
@@ -112,9 +151,9 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
         for each in ([part.log_umis for part in sections], [part.network for part in sections])
     )
     target = np.concatenate([values[rows] for values, rows in zip(observed, kept, strict=True)])
-    ridge = RidgeCV(PENALTIES).fit(scaler(features), target, sample_weight=weight)
+    ridge = RidgeCV(PENALTIES).fit(basis.scaled(features), target, sample_weight=weight)
     errors = [
-        np.stack([y - n, y - ridge.predict(scaler(part.features)), part.weight])[:, part.withheld]
+        np.stack([y - n, y - ridge.predict(basis.scaled(part.features)), part.weight])[:, part.withheld]
         for y, n, part in zip(observed, said, sections, strict=True)
     ]
     by_network, by_regression, counted = np.concatenate(errors, axis=1)
@@ -123,17 +162,20 @@ def regress(sections: Sequence[SpotReadings], *, active: NDArray[np.bool_], seed
     level = np.average(
         np.concatenate([part.network[rows] for part, rows in zip(sections, kept, strict=True)]), weights=weight
     )
-    intercept, weights = fit_composition(sections, scaler, active, seed=seed)
+    intercept, weights = fit_composition(sections, basis, active, seed=seed)
+    linear, kernel = basis.unfolded(weights)
     return ColourReading(
         depth_share=depth_share_of(by_network, by_regression, counted, block),
-        composition_share=composition_share_of(sections, [intercept + scaler(p.features) @ weights for p in sections]),
+        composition_share=composition_share_of(sections, [intercept + basis(p.features) @ weights for p in sections]),
         sigma_um=float(np.mean([part.sigma_um for part in sections])),
         intercept=float(ridge.intercept_ + level),
         weights=tuple(map(float, ridge.coef_)),
         composition_intercept=tuple(map(float, intercept)),
-        composition_weights=tuple(tuple(map(float, line)) for line in weights.T),
-        mean=tuple(map(float, scaler.mean)),
-        sd=tuple(map(float, scaler.sd)),
+        composition_weights=tuple(tuple(map(float, line)) for line in linear.T),
+        landmarks=tuple(tuple(map(float, line)) for line in basis.landmarks),
+        composition_kernel=tuple(tuple(map(float, line)) for line in kernel.T),
+        mean=tuple(map(float, basis.mean)),
+        sd=tuple(map(float, basis.sd)),
         umis=tuple(map(float, np.exp(np.mean([np.log(part.umis) for part in sections], axis=0)))),
         n_spots=len(target),
         n_withheld=sum(int(part.withheld.sum()) for part in sections),
@@ -159,24 +201,24 @@ def depth_share_of(network: Floats, regression: Floats, weight: Floats, block: N
 
 
 def fit_composition(
-    sections: Sequence[SpotReadings], scaler: Scaler, active: NDArray[np.bool_], *, seed: int
+    sections: Sequence[SpotReadings], basis: Basis, active: NDArray[np.bool_], *, seed: int
 ) -> tuple[Floats, Floats]:
-    """Regress the metagenes' shares on colours: P = softmax(b + W^T z), at the UMIs that each spot has.
+    """Regress the metagenes' shares on colours: P = softmax(b + W^T f), at the UMIs that each spot has.
 
-    Largest posterior under the model's own law of counts, W ~ Normal(0, WEIGHT_SD^2) and b ~ Normal(0, 5^2); a step of
-    Adam looks at SPOTS_A_STEP spots of all sections at most.
+    Largest posterior under the model's own law of counts, W ~ Normal(0, 1) of the functions f of the basis and
+    b ~ Normal(0, 5^2); a step of Adam looks at SPOTS_A_STEP spots of all sections at most.
 
     Returns:
-        b `(K,)`, far below zero where a metagene is not in use, and W `(F, K)`.
+        b `(K,)`, far below zero where a metagene is not in use, and W `(F + R, K)`.
     """
     draw, n_fit = np.random.default_rng(seed), sum(int((~part.withheld).sum()) for part in sections)
     start = torch.from_numpy(np.where(active, 0.0, -30.0).astype(np.float32))
     bias = torch.zeros(len(active), requires_grad=True)
-    weights = torch.zeros(sections[0].features.shape[1], len(active), requires_grad=True)
-    optimizer = torch.optim.Adam([weights, bias], lr=0.03)
+    inputs = [torch.from_numpy(basis(part.features)).float() for part in sections]
+    weights = torch.zeros(inputs[0].shape[1], len(active), requires_grad=True)
+    optimizer = torch.optim.Adam([weights, bias], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     laws = [(torch.from_numpy(p.log_rate).exp(), torch.from_numpy(p.logit).float()) for p in sections]
-    inputs = [torch.from_numpy(scaler(part.features)).float() for part in sections]
     rows = [np.flatnonzero(~part.withheld) for part in sections]
     looked_at = min(1.0, SPOTS_A_STEP / n_fit)
     chosen, counts = rows, [rows_of(part.counts, kept) for part, kept in zip(sections, rows, strict=True)]
@@ -188,7 +230,7 @@ def fit_composition(
         for part, law, seen, few, x in zip(sections, laws, counts, chosen, inputs, strict=True):
             scores = torch.log_softmax(start + bias + x[torch.from_numpy(few)] @ weights, dim=1)
             mass = mass + _mass(part, law, seen, few, scores).sum()
-        prior = weights.square().sum() / (2 * WEIGHT_SD**2) + bias.square().sum() / (2 * 25.0)
+        prior = weights.square().sum() / 2 + bias.square().sum() / (2 * 25.0)
         loss = prior - mass * (n_fit / sum(map(len, chosen)))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

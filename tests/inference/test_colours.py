@@ -14,6 +14,7 @@ from scipy.ndimage import map_coordinates
 
 from superst_monai.data.section import Section
 from superst_monai.errors import RunError
+from superst_monai.inference import colours
 from superst_monai.inference.canvas import canvas_of
 from superst_monai.inference.colours import (
     FILE,
@@ -35,6 +36,7 @@ from superst_monai.transforms.stain_moments import N_FEATURES, StainMoments
 from superst_monai.transforms.tissue import find_tissue
 
 K, MPP = 4, 4.0
+N_LANDMARKS = 6
 
 
 def reading(seed: int = 0, *, depth: float = 0.5, composition: float = 0.3, **change: Any) -> ColourReading:
@@ -48,6 +50,8 @@ def reading(seed: int = 0, *, depth: float = 0.5, composition: float = 0.3, **ch
         weights=tuple(rng.normal(0, 0.1, N_FEATURES)),
         composition_intercept=tuple(rng.normal(0, 0.5, K)),
         composition_weights=tuple(tuple(rng.normal(0, 0.05, N_FEATURES)) for _ in range(K)),
+        landmarks=tuple(tuple(rng.normal(0, 1, N_FEATURES)) for _ in range(N_LANDMARKS)),
+        composition_kernel=tuple(tuple(rng.normal(0, 0.5, N_LANDMARKS)) for _ in range(K)),
         mean=tuple(rng.normal(0.3, 0.1, N_FEATURES)),
         sd=tuple(rng.uniform(0.2, 0.4, N_FEATURES)),
         umis=tuple(rng.uniform(50, 200, K)),
@@ -93,6 +97,24 @@ def plain(plane_of: ColourReading, moments: StainMoments, values: np.ndarray, ro
             pixel = values[:, i + 8, j + 8] * np.exp(tilt)
             out[:, i, j] = pixel * np.exp(change) * (umis @ values[:, i + 8, j + 8]) / (umis @ pixel)
     return out
+
+
+def test_what_the_regression_says_is_its_formula_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear in the standardised features, and their likeness to the landmarks; the same in blocks of any size."""
+    law, moments = reading(), stains()
+    features = np.stack(list(moments.features())).reshape(N_FEATURES, -1).T.astype(float)
+    expected = np.empty((len(features), 1 + K))
+    for cell, values in enumerate(features):
+        z = np.clip((values - law.mean) / np.asarray(law.sd), -4, 4)
+        alike = [np.exp(-((z - mark) ** 2).sum() / (2 * N_FEATURES)) for mark in np.asarray(law.landmarks)]
+        assert 0.01 < max(alike) < 1
+        expected[cell, 0] = law.intercept + z @ law.weights
+        scores = np.asarray(law.composition_intercept) + np.asarray(law.composition_weights) @ z
+        scores += np.asarray(law.composition_kernel) @ alike
+        expected[cell, 1:] = scores - np.log(np.exp(scores).sum())
+    for at_once in (16_384, 7):
+        monkeypatch.setattr(colours, "_CELLS_AT_ONCE", at_once)
+        np.testing.assert_allclose(law.said(moments), expected.T.reshape(-1, 5, 6), atol=2e-5)
 
 
 def test_the_plane_is_the_formula_pixel_by_pixel() -> None:
@@ -222,6 +244,9 @@ def test_a_reading_of_other_weights_is_not_used(told: Run) -> None:
         ({"mean": [float("inf")] * N_FEATURES}, "must hold finite numbers"),
         ({"umis": [1.0] * 3}, r"lists of the sizes .* got .*\(3,\)"),
         ({"composition_weights": [[0.0]] * K}, r"lists of the sizes .* got .*\(4, 1\)"),
+        ({"composition_kernel": [[0.0]] * K}, r"lists of the sizes .* got .*\(4, 1\)"),
+        ({"landmarks": [[0.0] * 3] * N_LANDMARKS}, r"lists of the sizes .* got .*\(6, 3\)"),
+        ({"landmarks": [[float("nan")] * N_FEATURES] * N_LANDMARKS}, "must hold finite numbers"),
         ({"weights": None}, "is damaged"),
         ({"mean": "abc"}, "is damaged"),
     ],

@@ -13,17 +13,21 @@ import pytest
 import yaml
 from scipy import stats
 from scipy.sparse import csr_matrix
+from scipy.special import softmax
 
 from superst_monai.data.section import Section
 from superst_monai.data.store import write_section
 from superst_monai.engines.holdout import withheld_spots
 from superst_monai.errors import RunError
-from superst_monai.inference.colours import FILE, read_colours
+from superst_monai.inference.colours import FILE, ColourReading, likeness, read_colours, standardised
 from superst_monai.inference.colours_fit import (
     EQUAL,
     EQUAL_SD,
+    KERNEL_SD,
+    LANDMARKS,
     PARTS,
-    Scaler,
+    WEIGHT_SD,
+    Basis,
     composition_share_of,
     depth_share_of,
     fit_colours,
@@ -60,15 +64,67 @@ def spots(seed: int, n: int = 400, *, level: float = 0.0, network_error: float =
     return SpotReadings(csr_matrix(counts.astype(np.int32)), area, said, features, block, log_rate, logit, 12.0)
 
 
+def said(reading: ColourReading, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log UMIs per um^2 of places `(S,)`, and the shares of the metagenes there `(S, K)`."""
+    z = standardised(features, np.asarray(reading.mean), np.asarray(reading.sd))
+    depth = z @ np.asarray(reading.weights) + reading.intercept
+    scores = z @ np.asarray(reading.composition_weights).T + reading.composition_intercept
+    scores = scores + likeness(z, np.asarray(reading.landmarks)) @ np.asarray(reading.composition_kernel).T
+    return depth, softmax(scores, axis=1)
+
+
+def test_the_basis_has_the_covariance_that_it_says() -> None:
+    """Products of the functions at two places: linear part and likeness, in double precision, at all landmarks."""
+    features = np.random.default_rng(0).normal(2.0, 3.0, (60, F))
+    basis = Basis.of(features, seed=0)
+    z = (features - features.mean(0)) / features.std(0)
+    apart = ((z[:, None] - z) ** 2).sum(-1)
+    expected = WEIGHT_SD**2 * z @ z.T + KERNEL_SD**2 * np.exp(-apart / (2 * F))
+    np.testing.assert_allclose(basis(features) @ basis(features).T, expected, atol=2e-3 * KERNEL_SD**2)
+    weights = np.random.default_rng(1).normal(size=(basis(features).shape[1], K))
+    linear, kernel = basis.unfolded(weights)
+    new = np.random.default_rng(2).normal(2.0, 3.0, (9, F))
+    by_features = basis.scaled(new) @ linear + likeness(basis.scaled(new), basis.landmarks) @ kernel
+    np.testing.assert_allclose(by_features, basis(new) @ weights, atol=1e-9)
+
+
+def test_of_many_spots_some_are_landmarks_spread_out() -> None:
+    """Each a spot, none twice, the same for a seed; between them the covariance is nearly that of all."""
+    features = np.random.default_rng(0).normal(size=(3 * LANDMARKS, F))
+    basis = Basis.of(features, seed=4)
+    z = basis.scaled(features)
+    assert len(np.unique(basis.landmarks, axis=0)) == LANDMARKS
+    assert (basis.landmarks[:, None] == z).all(-1).any(1).all()
+    np.testing.assert_array_equal(basis.landmarks, Basis.of(features, seed=4).landmarks)
+    variance = ((likeness(z, basis.landmarks) @ basis.root) ** 2).sum(1)
+    assert 0.9 < variance.min() < variance.max() < 1 + 1e-9
+
+
+def test_what_is_not_linear_is_found() -> None:
+    """Shares that follow a distance from the mean: new spots are told, by a linear regression they are not."""
+    rng = np.random.default_rng(5)
+    parts = []
+    for seed in (1, 2):
+        part = spots(seed)
+        tilt = np.abs(part.features[:, :1]) - 0.8
+        shares = softmax(2 * tilt * np.array([1.0, 0.0, -1.0]), axis=1)
+        size = shares * (part.total / (shares @ part.umis))[:, None]
+        counts = rng.poisson(rng.gamma(np.maximum(size @ np.exp(part.log_rate), 1e-9)) * np.exp(part.logit))
+        parts.append(replace(part, size=size, counts=csr_matrix(counts.astype(np.int32))))
+    known, new = parts
+    found = regress([known], active=ACTIVE, seed=0)
+    truth = np.exp(new.shares())[:, 0]
+    assert np.corrcoef(said(found, new.features)[1][:, 0], truth)[0, 1] > 0.9
+    linear = replace(found, composition_kernel=((0.0,) * len(found.landmarks),) * K)
+    assert abs(np.corrcoef(said(linear, new.features)[1][:, 0], truth)[0, 1]) < 0.3
+
+
 def test_the_regressions_find_what_was_planted_whatever_the_level_of_a_section() -> None:
     """Depth and composition of new spots are said as they are; sections of other depth are the same regression."""
     found = regress([spots(1), spots(2)], active=ACTIVE, seed=0)
     new = spots(3)
-    z = Scaler(np.asarray(found.mean), np.asarray(found.sd))(new.features)
-    depth = z @ np.asarray(found.weights) + found.intercept
+    depth, shares = said(found, new.features)
     assert np.corrcoef(depth, new.network)[0, 1] > 0.995
-    scores = z @ np.asarray(found.composition_weights).T + found.composition_intercept
-    shares = np.exp(scores - np.log(np.exp(scores).sum(1, keepdims=True)))
     assert np.corrcoef(shares.ravel(), np.exp(new.shares()).ravel())[0, 1] > 0.99
     deeper = regress([spots(1), spots(2, level=1.0)], active=ACTIVE, seed=0)
     np.testing.assert_allclose(deeper.weights, found.weights, atol=0.01)
@@ -81,10 +137,9 @@ def test_both_readings_agree_on_average() -> None:
     louder = replace(part, size=part.size * np.e)
     low, high = (regress([each], active=ACTIVE, seed=0) for each in (part, louder))
     assert high.intercept - low.intercept == pytest.approx(1.0, abs=1e-6)
-    z = Scaler(np.asarray(low.mean), np.asarray(low.sd))(part.features)[~part.withheld]
-    said = z @ np.asarray(low.weights) + low.intercept
+    depth = said(low, part.features[~part.withheld])[0]
     weight = part.weight[~part.withheld]
-    assert np.average(said, weights=weight) == pytest.approx(np.average(part.network[~part.withheld], weights=weight))
+    assert np.average(depth, weights=weight) == pytest.approx(np.average(part.network[~part.withheld], weights=weight))
 
 
 def test_withheld_spots_are_not_fitted_to() -> None:
@@ -97,6 +152,7 @@ def test_withheld_spots_are_not_fitted_to() -> None:
     one, two = (regress([each], active=ACTIVE, seed=0) for each in (part, other))
     np.testing.assert_array_equal(one.weights, two.weights)
     np.testing.assert_array_equal(one.composition_weights, two.composition_weights)
+    np.testing.assert_array_equal(one.composition_kernel, two.composition_kernel)
     assert one.depth_share != two.depth_share
 
 
@@ -189,9 +245,9 @@ def test_a_block_is_one_witness() -> None:
 def test_a_metagene_that_is_not_in_use_gets_nothing() -> None:
     """Its share is zero wherever it is asked for."""
     part = spots(1)
-    scaler = Scaler(part.features.mean(0), part.features.std(0))
-    bias, weights = fit_composition([part], scaler, np.array([True, False, True]), seed=0)
-    scores = bias + scaler(part.features) @ weights
+    basis = Basis.of(part.features, seed=0)
+    bias, weights = fit_composition([part], basis, np.array([True, False, True]), seed=0)
+    scores = bias + basis(part.features) @ weights
     assert (np.exp(scores[:, 1] - scores[:, [0, 2]].max(1)) < 1e-9).all()
 
 

@@ -99,7 +99,8 @@ def test_a_second_reading_leaves_the_guard_alone(trained: Run, known: Section) -
     """It has tiles drawn with a margin, which is not the tile's."""
     none = (0.0,) * N_FEATURES
     one = (1.0,) * N_FEATURES
-    reading = ColourReading(0.5, 0.5, 12.0, 0.0, none, (0.0,) * 4, (none,) * 4, none, one, (1.0,) * 4, 9, 1)
+    kernel = (none,), ((0.0,),) * 4
+    reading = ColourReading(0.5, 0.5, 12.0, 0.0, none, (0.0,) * 4, (none,) * 4, *kernel, none, one, (1.0,) * 4, 9, 1)
     np.testing.assert_allclose(measure(trained, known, 64, reading), measure(trained, known), rtol=1e-3, atol=1e-3)
 
 
