@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
-from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor
 from torch.nn import functional as F
 
 from superst_monai.errors import RunError
 from superst_monai.inference.canvas import Canvas
+from superst_monai.inference.colour_basis import likeness, standardised
 from superst_monai.inference.run import Run
 from superst_monai.model.field import FieldGrid
 from superst_monai.transforms.stain_moments import N_FEATURES, StainMoments
@@ -36,8 +36,6 @@ Floats = NDArray[np.float32]
 FILE = "colours.json"
 MOST = 2.0
 """Most that the second reading changes a log size."""
-FARTHEST = 4.0
-"""Standard deviations of the training spots beyond which a feature counts as that far and no farther."""
 _CELLS_AT_ONCE = 16_384  # whose likeness to all landmarks is in memory
 _TRUNCATE = 3.0  # standard deviations after which the Gaussian ends
 _TABLES = ("composition_weights", "landmarks", "composition_kernel")
@@ -107,19 +105,6 @@ class ColourReading:
     def over(self, stains: StainMoments, mpp: float) -> ColourPlane:
         """The reading of one slide, for a map of `mpp` um per pixel."""
         return ColourPlane(self, stains, mpp)
-
-
-def standardised(features: NDArray[Any], mean: NDArray[Any], sd: NDArray[Any]) -> NDArray[Any]:
-    """Features `(S, F)` in standard deviations from their mean, FARTHEST at most."""
-    return np.asarray(np.clip((features - mean) / sd, -FARTHEST, FARTHEST))
-
-
-def likeness(features: NDArray[Any], landmarks: NDArray[Any]) -> NDArray[Any]:
-    """How like places are to others, from the standardised features of both: exp(-d^2 / (2 F)) `(S, J)`.
-
-    d is the distance of their F features; two spots at random are sqrt(2 F) apart, and exp(-1) alike.
-    """
-    return np.asarray(rbf_kernel(features, landmarks, gamma=0.5 / features.shape[1]))
 
 
 def cell_grid(stains: StainMoments) -> FieldGrid:

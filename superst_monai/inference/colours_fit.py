@@ -6,18 +6,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from superst_monai.data.atomic import scratch_folder
-from superst_monai.inference.colours import FILE, ColourReading, likeness, standardised
+from superst_monai.inference.colour_basis import Basis
+from superst_monai.inference.colours import FILE, ColourReading
 from superst_monai.inference.run import load_run
 from superst_monai.inference.section_field import SPOTS_A_STEP
 from superst_monai.inference.slide_map import Show
@@ -34,60 +33,8 @@ PARTS = np.linspace(0.0, 1.0, 41)
 """Parts in the composition that are tried."""
 PENALTIES = tuple(np.logspace(1.5, 4, 11))
 """Penalties of the regression of depths that its leave-one-out error chooses from."""
-WEIGHT_SD = 0.05
-"""Prior standard deviation of a standardised feature's weight on a metagene's logit."""
-KERNEL_SD = 0.5
-"""Prior standard deviation of what is not linear in a metagene's logit."""
-LANDMARKS = 400
-"""Spots at most to which others are likened."""
 STEPS, RATE = 250, 0.1
-"""Of the optimisation of these weights."""
-
-
-@dataclass(frozen=True, eq=False)
-class Basis:
-    """Functions of the colours round a spot, whose weights on a metagene's logit are Normal(0, 1) before the counts.
-
-    With such weights their sum is a Gaussian process over standardised features z, of covariance
-    WEIGHT_SD^2 z z' + KERNEL_SD^2 likeness(z, z'): linear, and what is not. It is exact at the landmarks, and all spots
-    are landmarks unless they are many; then it is Nystroem's approximation (Williams & Seeger, NIPS 2000).
-
-    Attributes:
-        mean: of the features over the spots that are fitted to `(F,)`.
-        sd: the same `(F,)`.
-        landmarks: standardised features of LANDMARKS of these spots at most `(J, F)`.
-        root: of the inverse of the covariance between landmarks `(J, R)`, without directions that they hardly have.
-    """
-
-    mean: Floats
-    sd: Floats
-    landmarks: Floats
-    root: Floats
-
-    @classmethod
-    def of(cls, features: Floats, *, seed: int) -> Basis:
-        """Of the spots that are fitted to `(S, F)`; the seed draws the landmarks, spread out, from more spots."""
-        mean, sd = features.mean(axis=0), features.std(axis=0) + 1e-6
-        landmarks = standardised(features, mean, sd)
-        if len(landmarks) > LANDMARKS:
-            landmarks = kmeans_plusplus(landmarks, LANDMARKS, random_state=seed)[0]
-        values, vectors = np.linalg.eigh(likeness(landmarks, landmarks))
-        whole = values > 1e-4 * values.max()
-        return cls(mean, sd, landmarks, vectors[:, whole] / np.sqrt(values[whole]))
-
-    def scaled(self, features: Floats) -> Floats:
-        """Standardised features of places `(S, F)`."""
-        return standardised(features, self.mean, self.sd)
-
-    def __call__(self, features: Floats) -> Floats:
-        """The functions at places of given features `(S, F + R)`."""
-        z = self.scaled(features)
-        return np.hstack([WEIGHT_SD * z, KERNEL_SD * likeness(z, self.landmarks) @ self.root])
-
-    def unfolded(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Weights of the functions `(F + R, K)` as those of the features `(F, K)` and of the likeness `(J, K)`."""
-        n = len(self.mean)
-        return WEIGHT_SD * weights[:n], KERNEL_SD * self.root @ weights[n:]
+"""Of the optimisation of the weights of a composition."""
 
 
 def fit_colours(

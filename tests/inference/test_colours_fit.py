@@ -19,15 +19,12 @@ from superst_monai.data.section import Section
 from superst_monai.data.store import write_section
 from superst_monai.engines.holdout import withheld_spots
 from superst_monai.errors import RunError
-from superst_monai.inference.colours import FILE, ColourReading, likeness, read_colours, standardised
+from superst_monai.inference.colour_basis import KERNEL_SD, LANDMARKS, WEIGHT_SD, Basis, likeness, standardised
+from superst_monai.inference.colours import FILE, ColourReading, read_colours
 from superst_monai.inference.colours_fit import (
     EQUAL,
     EQUAL_SD,
-    KERNEL_SD,
-    LANDMARKS,
     PARTS,
-    WEIGHT_SD,
-    Basis,
     composition_share_of,
     depth_share_of,
     fit_colours,
