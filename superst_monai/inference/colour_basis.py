@@ -43,7 +43,10 @@ class Basis:
 
     @classmethod
     def of(cls, features: Floats, *, seed: int) -> Basis:
-        """Of the spots that are fitted to `(S, F)`; the seed draws the landmarks, spread out, from more spots."""
+        """Of the spots that are fitted to `(S, F)`; the seed draws the landmarks, spread out, from more spots.
+
+        scikit-learn's Nystroem keeps directions down to 1e-12 of the covariance: weights that float32 maps cannot carry.
+        """
         mean, sd = features.mean(axis=0), features.std(axis=0) + 1e-6
         landmarks = standardised(features, mean, sd)
         if len(landmarks) > LANDMARKS:
