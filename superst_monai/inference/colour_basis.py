@@ -45,7 +45,7 @@ class Basis:
     def of(cls, features: Floats, *, seed: int) -> Basis:
         """Of the spots that are fitted to `(S, F)`; the seed draws the landmarks, spread out, from more spots.
 
-        scikit-learn's Nystroem keeps directions down to 1e-12 of the covariance: weights that float32 maps cannot carry.
+        scikit-learn's Nystroem keeps directions down to 1e-12 of the covariance: weights that float32 cannot carry.
         """
         mean, sd = features.mean(axis=0), features.std(axis=0) + 1e-6
         landmarks = standardised(features, mean, sd)
